@@ -1,0 +1,43 @@
+# Two commands for a fresh machine with python3 and make:
+#   make demo   converts a checkpoint and classifies a video (VIDEO=path/to/your.mp4 takes yours)
+#   make test   lint, format check and all tests
+# TORCH picks the torch build, TRANSFORMERS the Transformers one:
+#   make test TORCH="torch==2.13.0" TRANSFORMERS="transformers==5.20.0"
+PYTHON ?= python3
+TORCH ?= torch>=2.6
+TRANSFORMERS ?= transformers>=5.20,<6
+VENV ?= .venv
+VIDEO ?=
+BIN := $(VENV)/bin
+# What was asked for; when it changes, the environment is brought up to date.
+WANTED := $(TORCH) $(TRANSFORMERS)
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.ready
+	$(BIN)/python examples/demo.py $(if $(VIDEO),"$(VIDEO)")
+
+test: lint
+	$(BIN)/python -m pytest tests
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.ready: pyproject.toml $(VENV)/.wanted
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "$(TRANSFORMERS)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+$(VENV)/.wanted: FORCE
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo '$(WANTED)' | cmp --silent - $@ || echo '$(WANTED)' > $@
+
+FORCE:
+
+clean:
+	rm -rf $(VENV) demo_output
