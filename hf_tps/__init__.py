@@ -1,0 +1,35 @@
+"""Video transformers at the price of image transformers, native to Hugging Face Transformers.
+
+Importing this package registers its models and its video processor with the Auto classes, and marks them so that a
+saved folder carries their code (for `trust_remote_code=True` where the package is not installed).
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification
+
+# not the one at the top level of transformers, which is a placeholder wherever torchvision is missing
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+
+from .configuration_tps import TPSConfig
+from .modeling_tps import TPSForVideoClassification, TPSModel, TPSPreTrainedModel
+from .video_processing_tps import TPSVideoProcessor
+
+__version__ = "0.1.0"
+
+FAMILIES = ((TPSConfig, TPSModel, TPSForVideoClassification),)
+
+
+def _register() -> None:
+    for config, model, classifier in FAMILIES:
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model, exist_ok=True)
+        AutoModelForVideoClassification.register(config, classifier, exist_ok=True)
+        AutoVideoProcessor.register(config, TPSVideoProcessor, exist_ok=True)
+        config.register_for_auto_class()
+        model.register_for_auto_class("AutoModel")
+        classifier.register_for_auto_class("AutoModelForVideoClassification")
+    TPSVideoProcessor.register_for_auto_class("AutoVideoProcessor")
+
+
+_register()
+
+__all__ = ["TPSConfig", "TPSForVideoClassification", "TPSModel", "TPSPreTrainedModel", "TPSVideoProcessor"]

@@ -1,0 +1,176 @@
+# Copyright 2026 The hf_tps authors. Apache-2.0.
+"""What every model of the package shares: input checks, views, loss, the road from an image model, complete auto_map."""
+
+import dataclasses
+import math
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from .image_weights import ImageCheckpoint, load_image_checkpoint
+
+
+def check_pixel_values(pixel_values: torch.Tensor, num_channels: int, ranks: tuple[int, ...] = (5,)) -> None:
+    """
+    Refuse what is no batch of normalised clips.
+
+    Raises:
+        ValueError: for a rank not in `ranks`, another number of channels, integer pixels, or an empty axis.
+    """
+    layouts = {
+        5: "(batch, num_frames, channels, height, width)",
+        6: "(batch, views, num_frames, channels, height, width)",
+    }
+    if pixel_values.ndim not in ranks:
+        raise ValueError(
+            f"pixel_values must be {' or '.join(layouts[rank] for rank in ranks)}; got shape {tuple(pixel_values.shape)}."
+        )
+    if pixel_values.shape[-3] != num_channels:
+        raise ValueError(
+            f"pixel_values must have {num_channels} channels at the third axis from the end, the layout being "
+            f"{layouts[pixel_values.ndim]}; got shape {tuple(pixel_values.shape)}."
+        )
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values must be normalised floats, as the video processor returns them; got {pixel_values.dtype}."
+        )
+    if 0 in pixel_values.shape:
+        raise ValueError(f"pixel_values has an empty axis: shape {tuple(pixel_values.shape)}.")
+
+
+def aggregate_views(logits: torch.Tensor, view_aggregation: str, problem_type: str | None) -> torch.Tensor:
+    """
+    One answer for each video from the answers for its views.
+
+    Args:
+        logits: (batch, views, labels).
+        view_aggregation: "probabilities" (log of the mean softmax) or "logits" (mean).
+        problem_type: of the config; "multi_label_classification" averages sigmoids whatever `view_aggregation` says.
+
+    Returns:
+        (batch, labels). Softmax (multi-label: sigmoid) of it gives the averaged probabilities.
+    """
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    if problem_type == "multi_label_classification":
+        return torch.logit(logits.float().sigmoid().mean(dim=1), eps=1e-7).to(logits.dtype)
+    if view_aggregation == "probabilities" and problem_type != "regression":
+        log_probabilities = logits.float().log_softmax(dim=-1)
+        return (log_probabilities.logsumexp(dim=1) - math.log(logits.shape[1])).to(logits.dtype)
+    return logits.mean(dim=1)
+
+
+class VideoPreTrainedModel(PreTrainedModel):
+    """Base of the `XPreTrainedModel` of each family."""
+
+    main_input_name = "pixel_values"
+    input_modalities = ("video",)
+    # Classes that a saved folder offers to the Auto classes, whichever of them was saved.
+    _auto_classes: dict[str, str] = {}
+
+    def save_pretrained(self, save_directory, **kwargs):
+        # Transformers names only the class that is saved; then AutoModel would not open the folder of a classifier.
+        if self._auto_class is not None:
+            self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **self._auto_classes}
+        return super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def config_and_weights_from_image(cls, checkpoint: ImageCheckpoint, overrides: dict):
+        """The config, and the tensors of the base model, that an image checkpoint gives. Each family's own."""
+        raise NotImplementedError(f"{cls.__name__} has no image model to start from.")
+
+    @classmethod
+    def from_image_pretrained(cls, pretrained_model_name_or_path, *, dtype=None, attn_implementation=None, **kwargs):
+        """
+        A video model that starts from the weights of its image model.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`):
+                A Transformers image checkpoint (Hub id or folder; the key layouts before and after version 5.10), or a
+                file (`.pth`, `.safetensors`) of the original image release.
+            dtype, attn_implementation: as in `from_pretrained`.
+            cache_dir, force_download, local_files_only, token, revision, subfolder: as in `from_pretrained`.
+            kwargs: fields of the config (`num_frames=32`, `num_labels=174`, ...); all others come from the image model.
+
+        Returns:
+            The model, in evaluation mode. A classifier is new: it is initialised from torch's global random state.
+
+        Raises:
+            ValueError: if the checkpoint is not of this family's image model, if a weight is missing or left over, or if
+                a keyword is no field of the config.
+        """
+        hub_names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        hub_kwargs = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
+        fields = {field.name for field in dataclasses.fields(cls.config_class)} | {"num_labels"}
+        unknown = sorted(set(kwargs) - fields)
+        if unknown:
+            raise ValueError(f"{unknown} are no fields of {cls.config_class.__name__}; it has {sorted(fields)}.")
+
+        checkpoint = load_image_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
+        config, state_dict = cls.config_and_weights_from_image(checkpoint, kwargs)
+        loading = {"dtype": dtype, "attn_implementation": attn_implementation}
+        model, report = cls.from_pretrained(
+            None,
+            config=config,
+            state_dict=state_dict,
+            output_loading_info=True,
+            **{name: value for name, value in loading.items() if value is not None},
+        )
+        missing = sorted(name for name in report["missing_keys"] if not name.startswith("classifier."))
+        unexpected, mismatched = sorted(report["unexpected_keys"]), sorted(report["mismatched_keys"])
+        if missing or unexpected or mismatched:
+            raise ValueError(
+                f"{checkpoint.source} does not fit {cls.__name__}: missing {missing}, unexpected {unexpected}, other "
+                f"shapes {mismatched}."
+            )
+        return model
+
+
+class VideoClassificationMixin:
+    """
+    Forward pass of a `XForVideoClassification`: views folded into the batch, base model, classifier, views averaged.
+
+    The class that uses it has `self.classifier`, `self.dropout` and its base model under `base_model_prefix`.
+    """
+
+    def classify(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values: (batch, num_frames, channels, height, width), or with views at the second axis.
+            labels: (batch,) class ids, or (batch, num_labels) floats: class probabilities (mixup, cutmix), or targets
+                between 0 and 1 where `config.problem_type` is "multi_label_classification".
+        """
+        check_pixel_values(pixel_values, self.config.num_channels, ranks=(5, 6))
+        views = 1
+        if pixel_values.ndim == 6:
+            views = pixel_values.shape[1]
+            pixel_values = pixel_values.flatten(0, 1)
+        outputs = self.base_model(pixel_values, **kwargs)
+        logits = self.classifier(self.dropout(outputs.pooler_output))
+        logits = aggregate_views(
+            logits.unflatten(0, (-1, views)), self.config.view_aggregation, self.config.problem_type
+        )
+        loss = None if labels is None else self.classification_loss(logits, labels, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs) -> torch.Tensor:
+        """Cross-entropy with class probabilities for float labels (batch, num_labels); else Transformers' own loss."""
+        problem = self.config.problem_type
+        soft = (
+            labels.is_floating_point()
+            and labels.ndim == 2
+            and problem not in ("multi_label_classification", "regression")
+        )
+        if soft and self.config.num_labels > 1:
+            if labels.shape != logits.shape:
+                raise ValueError(
+                    f"Soft labels must be (batch, num_labels) = {tuple(logits.shape)}; got {tuple(labels.shape)}."
+                )
+            return nn.functional.cross_entropy(logits.float(), labels.to(logits.device).float())
+        return self.loss_function(labels, logits, self.config, **kwargs)

@@ -1,0 +1,32 @@
+"""Shared set-up. The guard must run before the first import of transformers."""
+
+import os
+import sys
+
+try:
+    import torchvision  # noqa: F401
+except Exception:
+    # A torchvision that does not match its torch breaks all of Transformers at import. As if it were not installed:
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    sys.modules["torchvision"] = None
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "goldens"), str(ROOT / "conversion"), str(ROOT / "examples")]
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT

@@ -1,0 +1,32 @@
+"""One small model of each registered family; a family without an entry here fails the tests that all families share."""
+
+import torch
+
+import hf_tps
+
+SETTINGS = {
+    "tps": {
+        "image_size": 32,
+        "num_frames": 6,
+        "embed_dim": 16,
+        "depths": (2, 2),
+        "num_heads": (2, 4),
+        "window_size": 4,
+        "shift_div": 4,
+    },
+}
+
+
+def config(model_type: str, **overrides):
+    config_class = next(config for config, _, _ in hf_tps.FAMILIES if config.model_type == model_type)
+    return config_class(**{"num_labels": 5, **SETTINGS[model_type], **overrides})
+
+
+def classifier(model_type: str, **overrides):
+    model_class = next(classifier for config, _, classifier in hf_tps.FAMILIES if config.model_type == model_type)
+    return model_class(config(model_type, **overrides)).eval()
+
+
+def clip(model_config, batch: int = 2) -> torch.Tensor:
+    size = model_config.image_size
+    return torch.randn(batch, model_config.num_frames, model_config.num_channels, size, size)

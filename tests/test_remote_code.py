@@ -1,0 +1,168 @@
+"""Folders written by the package open where it is not installed, with `trust_remote_code=True`: a fresh process each."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import micro_models
+import pytest
+import torch
+from transformers import AutoModelForVideoClassification, pipeline
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from video_files import moving_frames, write_video
+
+import hf_tps
+
+FAMILIES = [config.model_type for config, _, _ in hf_tps.FAMILIES]
+
+# `None` in sys.modules makes an import fail, as if the package were not there
+CHILD = """
+import json, sys
+sys.modules["hf_tps"] = None
+try:
+    import torchvision
+except Exception:
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    sys.modules["torchvision"] = None
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, pipeline
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+
+folder, video, saved = sys.argv[1:]
+trust = {"trust_remote_code": True}
+
+
+def answers(folder):
+    model, report = AutoModelForVideoClassification.from_pretrained(folder, output_loading_info=True, **trust)
+    assert not any(report.values()), report
+    processor = AutoVideoProcessor.from_pretrained(folder, **trust)
+    base = AutoModel.from_pretrained(folder, **trust)
+    pixels = processor(video, return_tensors="pt").pixel_values
+    with torch.no_grad():
+        logits = model(pixels).logits[0]
+        pooled = base(pixels.reshape(-1, *pixels.shape[-4:])).pooler_output
+    scores = pipeline("video-classification", model=folder, **trust)(video, top_k=5)
+    return model, processor, {
+        "logits": logits.tolist(),
+        "pooled": pooled.mean(0).tolist(),
+        "scores": {score["label"]: score["score"] for score in scores},
+        "module": type(model).__module__,
+    }
+
+
+model, processor, first = answers(folder)
+model.save_pretrained(saved)
+processor.save_pretrained(saved)
+_, _, second = answers(saved)
+print("ANSWER" + json.dumps([first, second]))
+"""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_saved_folder_works_without_the_package_and_again_after_saving_there(family, tmp_path):
+    model = micro_models.classifier(family)
+    size = model.config.image_size
+    processor = hf_tps.TPSVideoProcessor(
+        num_frames=model.config.num_frames,
+        num_crops=3,
+        size={"shortest_edge": size},
+        crop_size={"height": size, "width": size},
+    )
+    folder, video, saved = tmp_path / "folder", tmp_path / "clip.mp4", tmp_path / "saved"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_video(video, moving_frames(20))
+
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(folder), str(video), str(saved)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"},
+    )
+    assert child.returncode == 0, child.stderr
+    answers = json.loads(child.stdout.split("ANSWER")[1])
+
+    pixels = processor(str(video), return_tensors="pt").pixel_values
+    assert pixels.ndim == 6
+    with torch.no_grad():
+        logits = model(pixels).logits[0]
+        pooled = model.base_model(pixels.flatten(0, 1)).pooler_output.mean(0)
+    for answer in answers:
+        assert answer["module"].startswith("transformers_modules.")
+        torch.testing.assert_close(torch.tensor(answer["logits"]), logits, atol=1e-6, rtol=0)
+        torch.testing.assert_close(torch.tensor(answer["pooled"]), pooled, atol=1e-6, rtol=0)
+        probabilities = logits.softmax(-1)
+        for index, label in model.config.id2label.items():
+            assert answer["scores"][label] == pytest.approx(probabilities[index].item(), abs=1e-6)
+
+    # and what that process saved opens here, with this package's classes
+    again = AutoModelForVideoClassification.from_pretrained(saved)
+    assert type(again) is type(model)
+    with torch.no_grad():
+        assert torch.equal(again(pixels).logits[0], logits)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loading_and_saving_with_the_package_keeps_the_folder_complete(family, tmp_path):
+    model = micro_models.classifier(family)
+    size = model.config.image_size
+    crop = {"height": size, "width": size}
+    processor = hf_tps.TPSVideoProcessor(num_frames=model.config.num_frames, size=crop, crop_size=crop)
+    first, second = tmp_path / "first", tmp_path / "second"
+    model.save_pretrained(first)
+    processor.save_pretrained(first)
+    AutoModelForVideoClassification.from_pretrained(first).save_pretrained(second)
+    AutoVideoProcessor.from_pretrained(first).save_pretrained(second)
+    assert {file.name for file in first.iterdir()} == {file.name for file in second.iterdir()}
+
+    write_video(tmp_path / "clip.mp4", moving_frames(9))
+    video = str(tmp_path / "clip.mp4")
+    scores = [pipeline("video-classification", model=str(folder))(video) for folder in (first, second)]
+    assert scores[0] == scores[1]
+
+
+def test_every_module_that_a_hub_copy_reaches_is_imported_in_the_one_way_that_is_copied(root):
+    """Transformers copies what `from .name import` at the start of a line names, and nothing else."""
+    import ast
+
+    package = root / "hf_tps"
+    starts = [
+        *package.glob("modeling_*.py"),
+        *package.glob("configuration_*.py"),
+        *package.glob("video_processing_*.py"),
+    ]
+    assert starts
+    seen: set[Path] = set()
+    queue = list(starts)
+    while queue:
+        file = queue.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                assert node.module != "__future__", f"{file.name}: breaks the Hub copy and the checks of configs"
+                assert node.module is None or node.module.split(".")[0] != "hf_tps", f"{file.name}: imports itself"
+                if node.level:
+                    assert node.level == 1, f"{file.name}:{node.lineno}: relative import of a parent"
+                    assert node.module is not None, f"{file.name}:{node.lineno}: `from . import`"
+                    assert "." not in node.module, f"{file.name}:{node.lineno}: sub-package"
+                    target = package / f"{node.module}.py"
+                    assert target.exists()
+                    queue.append(target)
+            elif isinstance(node, ast.Import):
+                assert all(alias.name.split(".")[0] != "hf_tps" for alias in node.names), f"{file.name}: imports itself"
+    for file in seen:
+        quoted = [
+            line
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            for line in node.value.splitlines()
+            if line.strip().startswith(("from .", "import ."))
+        ]
+        assert not quoted, f"{file.name}: a line of a string looks like an import to Transformers: {quoted}"
