@@ -1,0 +1,351 @@
+"""What every converter shares: the command line, class names, and writing a checked folder in one step."""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from transformers import AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
+
+import hf_tps
+
+LABELS_FOLDER = Path(__file__).parent / "labels"
+# Names of data sets whose class lists are in conversion/labels/, with the short names that the recipes use
+KNOWN_LABELS = {
+    "kinetics400": "kinetics400.txt",
+    "k400": "kinetics400.txt",
+    "something-something-v2": "something-something-v2.txt",
+    "ssv2": "something-something-v2.txt",
+}
+
+
+class ConversionError(ValueError):
+    """The checkpoint, or what was asked for it, does not allow a conversion. The message says what to do."""
+
+
+@dataclass
+class Converted:
+    """A checkpoint in the terms of this package, ready to be written."""
+
+    config: PreTrainedConfig
+    state_dict: dict[
+        str, torch.Tensor
+    ]  # of the `ForVideoClassification` class; without classifier.*: a new one is made
+    model_class: type[PreTrainedModel]
+    processor_settings: dict
+    kind: str  # what the file was recognised as, for people
+    notes: list[str] = field(default_factory=list)  # what was left out or assumed, for people and the model card
+
+
+# --- command line ----------------------------------------------------------------------------------------------------
+
+
+def argument_parser(family: str, recipes: tuple[str, ...]) -> argparse.ArgumentParser:
+    """The command line that all converters have in common."""
+    parser = argparse.ArgumentParser(
+        description=f"Convert an original {family} checkpoint to a folder that Transformers loads.",
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="the original file")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
+    parser.add_argument("--original_config", type=Path, metavar="YAML", help="the release's own config, if needed")
+    parser.add_argument(
+        "--labels", metavar="NAME_OR_FILE", help=f"class names: one of {sorted(KNOWN_LABELS)}, or a .txt / .json file"
+    )
+    parser.add_argument("--recipe", choices=recipes, help="data set whose sampling and views the processor gets")
+    parser.add_argument("--num_frames", type=positive_int, metavar="N", help="frames per clip")
+    parser.add_argument("--image_size", type=positive_int, metavar="N", help="height and width in pixels")
+    parser.add_argument(
+        "--num_labels", type=positive_int, metavar="N", help="classes of a new head (image checkpoints)"
+    )
+    parser.add_argument("--num_attention_heads", type=positive_int, metavar="N", help="heads, where shapes cannot tell")
+    parser.add_argument("--license", metavar="ID", default="unknown", help="licence of the weights, for the model card")
+    parser.add_argument("--overwrite", action="store_true", help="replace files in a folder that is not empty")
+    parser.add_argument("--push_to_hub", metavar="ID", help="upload the folder to this repository")
+    return parser
+
+
+def positive_int(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def run(convert: Callable[[argparse.Namespace], Converted], arguments: argparse.Namespace) -> int:
+    """Convert and write; what goes wrong becomes one line on stderr and exit code 1."""
+    try:
+        check_output_dir(arguments.output_dir, arguments.overwrite)
+        converted = convert(arguments)
+        apply_labels(converted, arguments.labels, arguments.recipe)
+        write_folder(converted, arguments)
+        if arguments.push_to_hub:
+            push(arguments.output_dir, arguments.push_to_hub)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def check_output_dir(output_dir: Path, overwrite: bool) -> None:
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ConversionError(f"--output_dir {output_dir} is a file; give a folder.")
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
+        raise ConversionError(f"--output_dir {output_dir} is not empty; give another folder, or --overwrite.")
+
+
+# --- which family a file belongs to ----------------------------------------------------------------------------------
+
+
+def strip_prefix(state_dict: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The state dict with `prefix` taken off every key, if every key has it (`module.` of distributed training)."""
+    if state_dict and all(key.startswith(prefix) for key in state_dict):
+        return {key.removeprefix(prefix): tensor for key, tensor in state_dict.items()}
+    return state_dict
+
+
+def recognise_family(keys: list[str]) -> str | None:
+    """The family that a checkpoint's keys speak of: "tps", "xvit", "laps", "vit" (an image model), or None."""
+    bare = {key.removeprefix("module.").removeprefix("backbone.").removeprefix("base_model.") for key in keys}
+    if any(key.endswith("relative_position_bias_table") for key in bare):
+        return "tps"
+    if "temp_embed" in bare or any(key.startswith("consensus.") for key in bare):
+        return "xvit"
+    if any(key.startswith(("patch_embed1.", "pos_embed1", "stage1.")) for key in bare):
+        return "laps"
+    if "blocks.0.attn.qkv.weight" in bare:
+        return "laps" if any("base_model." in key for key in keys) else "vit"
+    return None
+
+
+def check_family(keys: list[str], wanted: str, source: str | Path) -> None:
+    """
+    Raises:
+        ConversionError: if the keys are those of another family, naming the converter for it.
+    """
+    family = recognise_family(keys)
+    if family == wanted:
+        return
+    if family is None:
+        raise ConversionError(f"{source} is no checkpoint of a known family; its first keys are {keys[:5]}.")
+    if family == "vit":
+        raise ConversionError(
+            f"{source} is a ViT image checkpoint; XViT and LAPS start from those: conversion/convert_xvit.py, "
+            "conversion/convert_laps.py."
+        )
+    raise ConversionError(f"{source} is a checkpoint of the family {family!r}; use conversion/convert_{family}.py.")
+
+
+def check_complete(
+    state_dict: dict[str, torch.Tensor],
+    wanted: dict[str, torch.Size],
+    original_name: Callable[[str], str],
+    source: str | Path,
+) -> None:
+    """
+    Compare a renamed state dict with the shapes that the model has.
+
+    Raises:
+        ConversionError: naming every key that is missing, unknown or of another shape, as the original file calls it.
+    """
+    problems = [f"missing key {original_name(name)}" for name in wanted if name not in state_dict]
+    problems += [f"unknown key {original_name(name)}" for name in state_dict if name not in wanted]
+    problems += [
+        f"{original_name(name)} has shape {tuple(tensor.shape)} where {tuple(wanted[name])} is needed"
+        for name, tensor in state_dict.items()
+        if name in wanted and tensor.shape != wanted[name]
+    ]
+    if problems:
+        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise ConversionError(f"{source} does not fit the model: {shown}.")
+
+
+# --- class names -----------------------------------------------------------------------------------------------------
+
+
+def read_labels(name_or_file: str) -> list[str]:
+    """
+    Class names in the order of their ids.
+
+    Args:
+        name_or_file: a name of `KNOWN_LABELS`; a text file with one name a line; or a json file with a list of names, a
+            dict from id to name, or a dict from name to id.
+
+    Raises:
+        ConversionError: if there is no such list, or if it is not one name for each id from 0 on.
+    """
+    path = LABELS_FOLDER / KNOWN_LABELS[name_or_file] if name_or_file in KNOWN_LABELS else Path(name_or_file)
+    if not path.is_file():
+        raise ConversionError(
+            f"--labels {name_or_file}: neither a file nor one of {sorted(KNOWN_LABELS)}. Other data sets' names come from "
+            "a text file with one name a line, or a json file."
+        )
+    text = path.read_text(encoding="utf-8-sig")
+    if path.suffix.lower() == ".json":
+        try:
+            names = names_from_json(json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise ConversionError(f"--labels {path}: {error}") from None
+    else:
+        names = [line.strip() for line in text.rstrip().splitlines()]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ConversionError(f"--labels {path}: every class needs a name, and there is an empty one.")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ConversionError(f"--labels {path}: names stand there more than once: {repeated[:5]}.")
+    return names
+
+
+def names_from_json(content) -> list[str]:
+    if isinstance(content, list):
+        return content
+    if not isinstance(content, dict):
+        raise ValueError("expected a list of names, or a dict between ids and names")
+    by_id = content if all(isinstance(name, str) for name in content.values()) else {i: n for n, i in content.items()}
+    by_id = {int(index): name for index, name in by_id.items()}
+    if sorted(by_id) != list(range(len(by_id))):
+        raise ValueError(f"the ids must be 0 to {len(by_id) - 1}, each once")
+    return [by_id[index] for index in range(len(by_id))]
+
+
+def apply_labels(converted: Converted, labels: str | None, recipe: str | None) -> None:
+    """
+    Give the config its class names: those asked for; else those of the data set, if its list is at hand and of the right
+    length; else ids as names, with a warning.
+    """
+    count = converted.config.num_labels
+    if labels is not None:
+        names = read_labels(labels)
+        if len(names) != count:
+            raise ConversionError(f"--labels {labels} has {len(names)} names, but the checkpoint has {count} classes.")
+    else:
+        dataset = recipe or recipe_for(count)
+        names = read_labels(dataset) if dataset in KNOWN_LABELS else []
+        if len(names) != count:
+            warn(
+                f"no class names are known for these {count} classes: ids stand as names. Give them with --labels FILE."
+            )
+            names = [str(index) for index in range(count)]
+    converted.config.id2label = dict(enumerate(names))
+    converted.config.label2id = {name: index for index, name in enumerate(names)}
+
+
+def recipe_for(num_labels: int) -> str | None:
+    """The data set that a number of classes speaks of: 400 is Kinetics-400, 174 Something-Something v2."""
+    return {400: "k400", 174: "ssv2"}.get(num_labels)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_folder(converted: Converted, arguments: argparse.Namespace) -> None:
+    """
+    Write model, processor, model card and code to a temporary folder, load it back, and only then move it into place.
+
+    Raises:
+        ConversionError: if what was loaded back is not what was converted.
+    """
+    output_dir: Path = arguments.output_dir
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
+    try:
+        torch.manual_seed(0)  # for the classifier of an image checkpoint, the one part that may be new
+        model = converted.model_class.from_pretrained(
+            None, config=converted.config, state_dict=dict(converted.state_dict), dtype=torch.float32
+        )
+        model.save_pretrained(staging)
+        hf_tps.TPSVideoProcessor(**converted.processor_settings).save_pretrained(staging)
+        (staging / "README.md").write_text(model_card(converted, arguments), encoding="utf-8")
+        check_written(staging, model, converted.state_dict)
+        move_into_place(staging, output_dir)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{arguments.checkpoint}: {converted.kind}, {parameters:,} parameters, {converted.config.num_labels} classes")
+    for note in converted.notes:
+        print(f"  note: {note}")
+    print(f"written to {output_dir}, loaded back without a missing, unexpected or changed tensor")
+
+
+def check_written(folder: Path, model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> None:
+    loaded, report = AutoModelForVideoClassification.from_pretrained(
+        folder, output_loading_info=True, dtype=torch.float32
+    )
+    problems = {name: sorted(map(str, entries)) for name, entries in report.items() if entries}
+    if problems:
+        raise ConversionError(f"The folder written does not load back cleanly: {problems}.")
+    read_back, written = loaded.state_dict(), model.state_dict()
+    changed = [name for name in written if not torch.equal(read_back[name], written[name])]
+    changed += [name for name in state_dict if not torch.equal(read_back[name], state_dict[name].float())]
+    if changed:
+        raise ConversionError(f"The folder written loads back with other values: {sorted(set(changed))[:10]}.")
+
+
+def move_into_place(staging: Path, output_dir: Path) -> None:
+    """Rename the finished folder; into a folder that has files already, file by file, the config last."""
+    umask = os.umask(0)  # temporary files and folders are for their owner alone; the result is not
+    os.umask(umask)
+    staging.chmod(0o777 & ~umask)
+    for file in staging.iterdir():
+        file.chmod(0o666 & ~umask)
+    if not output_dir.exists() or not any(output_dir.iterdir()):
+        os.replace(staging, output_dir)
+        return
+    for file in sorted(staging.iterdir(), key=lambda file: file.name == "config.json"):
+        os.replace(file, output_dir / file.name)
+
+
+def model_card(converted: Converted, arguments: argparse.Namespace) -> str:
+    """README.md of the folder: what it is, where it comes from, how it is used. Says nothing that was not checked."""
+    digest = hashlib.sha256(arguments.checkpoint.read_bytes()).hexdigest()
+    config, settings = converted.config, converted.processor_settings
+    views = settings.get("num_clips", 1) * settings.get("num_crops", 1)
+    notes = "".join(f"- {note}\n" for note in converted.notes)
+    new_head = "classifier.weight" not in converted.state_dict
+    return f"""---
+license: {arguments.license}
+library_name: transformers
+pipeline_tag: video-classification
+tags:
+- video-classification
+- {config.model_type}
+- hf_tps
+---
+
+# {arguments.output_dir.name}
+
+{converted.kind}, converted by hf_tps {hf_tps.__version__} from `{arguments.checkpoint.name}` (sha256 `{digest}`).
+{config.num_frames} frames of {config.image_size} x {config.image_size} pixels, {config.num_labels} classes.
+{"**The classifier is new (random): fine-tune before use.**" if new_head else ""}
+
+```python
+import hf_tps  # or: trust_remote_code=True below, without the package
+from transformers import pipeline
+
+classify = pipeline("video-classification", model="{arguments.output_dir.name}")
+print(classify("clip.mp4"))
+```
+
+The processor takes {settings.get("num_clips", 1)} clip(s) x {settings.get("num_crops", 1)} crop(s) of a video = {views} view(s), \
+the protocol of the release's test; one view is {views} times cheaper:
+`AutoVideoProcessor.from_pretrained(..., num_clips=1, num_crops=1)`.
+
+{notes}
+Accuracy was not measured by the conversion. The licence is what the person who converted stated ("unknown" if nothing).
+"""
+
+
+def push(folder: Path, repository: str) -> None:
+    api = HfApi()
+    api.create_repo(repository, exist_ok=True)
+    print(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Converted by hf_tps"))

@@ -1,0 +1,254 @@
+"""
+Convert a TPS checkpoint (GitHub release, ModelScope), or a Microsoft Swin image checkpoint to start from, to a folder
+that Transformers loads:
+
+    python conversion/convert_tps.py pytorch_model.pt --output_dir tps-t-k400
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+from common import (
+    ConversionError,
+    Converted,
+    argument_parser,
+    check_complete,
+    check_family,
+    positive_int,
+    read_labels,
+    recipe_for,
+    run,
+    strip_prefix,
+    warn,
+)
+
+from hf_tps import TPSConfig, TPSForVideoClassification
+from hf_tps.image_weights import (
+    ImageCheckpoint,
+    flatten_projection,
+    infer_swin_sizes,
+    inflate_swin,
+    microsoft_swin_name,
+    read_torch_file,
+    rename_swin_weights,
+    swin_image_fields,
+    unwrap_state_dict,
+)
+from hf_tps.temporal_shift import PATCH_SHIFT_PATTERNS
+from hf_tps.window_layout import relative_position_index
+
+RELEASED_IMAGE_SIZE = 224
+RELEASED_WINDOW = 7
+
+# The releases' test protocols: configs/recognition/tps of the GitHub release
+KINETICS = {
+    "sampling": "dense",
+    "frame_interval": 2,
+    "index_rule": "stride",
+    "past_end": "loop",
+    "clip_placement": "centre",
+    "num_clips": 4,
+    "num_crops": 3,
+}
+UNIFORM = {"sampling": "uniform", "num_clips": 1, "num_crops": 3}
+RECIPES = {"k400": KINETICS, "ssv1": UNIFORM, "ssv2": UNIFORM, "diving48": UNIFORM}
+RECIPE_CLASSES = {"k400": 400, "ssv1": 174, "ssv2": 174, "diving48": 48}
+
+
+def convert(arguments: argparse.Namespace) -> Converted:
+    """
+    Recognise the file, and put its config and weights into the terms of this package.
+
+    Raises:
+        ConversionError: for a file of another kind, and for keys that are missing, unknown or of a wrong shape.
+    """
+    source = arguments.checkpoint
+    loaded = read_torch_file(source)
+    if "model" in loaded and "state_dict" not in loaded:
+        state_dict = unwrap_state_dict(loaded, ("model",), str(source))
+    else:
+        state_dict = unwrap_state_dict(loaded, ("state_dict",), str(source))
+    state_dict = strip_prefix(state_dict, "module.")
+    check_family(list(state_dict), "tps", source)
+
+    embedding = state_dict.get("backbone.patch_embed.proj.weight", state_dict.get("patch_embed.proj.weight"))
+    if embedding is not None and embedding.ndim == 4 and "backbone.patch_embed.proj.weight" not in state_dict:
+        converted = convert_image_checkpoint(state_dict, arguments)
+    else:
+        converted = convert_video_checkpoint(state_dict, arguments)
+        # Same network and keys in both releases; ModelScope's file has weights alone and its pipeline averages logits.
+        if source.name == "pytorch_model.pt" and "meta" not in loaded:
+            converted.kind = "TPS (ModelScope release)"
+            converted.config.view_aggregation = "logits"
+    if arguments.num_attention_heads is not None:
+        converted.notes.append("--num_attention_heads is not needed: the shapes of the bias tables tell the heads")
+    if arguments.original_config is not None:
+        converted.notes.append("--original_config is not needed: a TPS checkpoint tells all sizes by its shapes")
+    return converted
+
+
+def convert_video_checkpoint(state_dict: dict[str, torch.Tensor], arguments: argparse.Namespace) -> Converted:
+    source = arguments.checkpoint
+    backbone = {k.removeprefix("backbone."): v for k, v in state_dict.items() if k.startswith("backbone.")}
+    head = {k: v for k, v in state_dict.items() if k.startswith("cls_head.fc_cls.")}
+    unknown = [key for key in state_dict if key.removeprefix("backbone.") not in backbone and key not in head]
+    lacking = [f"cls_head.fc_cls.{part}" for part in ("weight", "bias") if f"cls_head.fc_cls.{part}" not in head]
+    if unknown or lacking:
+        raise ConversionError(
+            f"{source} is no TPS video checkpoint (keys backbone.* and cls_head.fc_cls.*): "
+            + "; ".join([f"missing key {key}" for key in lacking] + [f"unknown key {key}" for key in unknown[:20]])
+            + "."
+        )
+    weights = rename_swin_weights(backbone)
+    sizes = infer_swin_sizes(weights, str(source))
+    if "tubelet_size" not in sizes:
+        raise ConversionError(f"{source}: backbone.patch_embed.proj.weight has no time axis; TPS's has 5 axes.")
+    temporal_size, window_size = table_sizes(backbone, source)
+    check_index_buffers(backbone, temporal_size, window_size, source)
+
+    num_labels = head["cls_head.fc_cls.weight"].shape[0]
+    if arguments.num_labels not in (None, num_labels):
+        raise ConversionError(
+            f"{source} has a head for {num_labels} classes; --num_labels {arguments.num_labels} is for image checkpoints. "
+            "To fine-tune on other classes, convert as it is and load with num_labels=... and ignore_mismatched_sizes=True."
+        )
+    config = TPSConfig(
+        **sizes,
+        window_size=window_size,
+        num_frames=arguments.num_frames or temporal_size * sizes["tubelet_size"],
+        temporal_bias_size=temporal_size,
+        image_size=arguments.image_size or RELEASED_IMAGE_SIZE,
+        num_labels=num_labels,
+    )
+    weights["embeddings.projection.weight"] = flatten_projection(weights["embeddings.projection.weight"])
+    converted = {f"tps.{name}": tensor for name, tensor in weights.items()}
+    converted.update({name.replace("cls_head.fc_cls.", "classifier."): tensor for name, tensor in head.items()})
+    check_complete(converted, model_shapes(config), original_video_name, source)
+    notes = []
+    if config.num_temporal_positions != temporal_size:
+        notes.append(f"trained for {temporal_size} temporal positions; the bias rows are interpolated for num_frames")
+    settings = processor_settings(arguments.recipe, config)
+    return Converted(config, converted, TPSForVideoClassification, settings, "TPS (GitHub release)", notes)
+
+
+def convert_image_checkpoint(state_dict: dict[str, torch.Tensor], arguments: argparse.Namespace) -> Converted:
+    source = arguments.checkpoint
+    fields, weights = swin_image_fields(ImageCheckpoint(state_dict, None, str(source)))
+    num_labels = arguments.num_labels or RECIPE_CLASSES.get(arguments.recipe)
+    if num_labels is None and arguments.labels:
+        num_labels = len(read_labels(arguments.labels))
+    if num_labels is None:
+        raise ConversionError(
+            f"{source} is a Swin image checkpoint, whose head does not fit a video model: say how many classes the new head "
+            "gets, with --num_labels, --labels or --recipe."
+        )
+    fields["window_size"], image_window = arguments.window_size or fields["window_size"], fields["window_size"]
+    config = TPSConfig(
+        **{
+            **fields,
+            "image_size": arguments.image_size or fields["image_size"],
+            "num_labels": num_labels,
+            **({"num_frames": arguments.num_frames} if arguments.num_frames else {}),
+        }
+    )
+    inflated = inflate_swin(weights, config.tubelet_size, config.temporal_bias_size, config.window_size)
+    converted = {f"tps.{name}": tensor for name, tensor in inflated.items()}
+    wanted = {name: shape for name, shape in model_shapes(config).items() if not name.startswith("classifier.")}
+    check_complete(converted, wanted, lambda name: microsoft_swin_name(name.removeprefix("tps.")), source)
+    notes = ["inflated from an image model: the classifier is new, initialised with seed 0; its own head was left out"]
+    if image_window != config.window_size:
+        notes.append(f"bias tables resized from window {image_window} to {config.window_size} (bicubic)")
+    settings = processor_settings(arguments.recipe, config)
+    return Converted(config, converted, TPSForVideoClassification, settings, "Swin image checkpoint", notes)
+
+
+def model_shapes(config: TPSConfig) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in TPSForVideoClassification(config).state_dict().items()}
+
+
+def original_video_name(name: str) -> str:
+    if name.startswith("classifier."):
+        return name.replace("classifier.", "cls_head.fc_cls.")
+    return "backbone." + microsoft_swin_name(name.removeprefix("tps."))
+
+
+def table_sizes(backbone: dict[str, torch.Tensor], source: Path) -> tuple[int, int]:
+    """Temporal positions and window of the bias tables: from the index buffers, else from the number of rows."""
+    index = backbone.get("layers.0.blocks.0.attn.relative_position_index")
+    if index is not None:
+        if index.ndim != 3:
+            raise ConversionError(
+                f"{source} is a Video Swin checkpoint: its windows span {index.shape[0]} places over several frames. TPS "
+                "attends inside frames; there is no converter for Video Swin here."
+            )
+        return index.shape[0], math.isqrt(index.shape[1])
+    rows = backbone["layers.0.blocks.0.attn.relative_position_bias_table"].shape[0]
+    fits = []
+    for window in range(2, 65):
+        offsets, rest = divmod(rows, (2 * window - 1) ** 2)
+        if rest == 0 and offsets % 2 == 1:
+            fits.append(((offsets + 1) // 2, window))
+    released = [fit for fit in fits if fit[1] == RELEASED_WINDOW]
+    if len(released or fits) != 1:
+        raise ConversionError(
+            f"{source}: a bias table of {rows} rows fits no window, or several ((temporal positions, window) = {fits}), and "
+            "there is no index buffer to tell."
+        )
+    return (released or fits)[0]
+
+
+def check_index_buffers(backbone: dict[str, torch.Tensor], temporal_size: int, window_size: int, source: Path) -> None:
+    """
+    The index buffers are not converted: they follow from the sizes. If the file has them, they must say so too.
+
+    Raises:
+        ConversionError: for a buffer that is not the released code's (another pattern, or another pairing of frames).
+    """
+    expected = {
+        suffix: relative_position_index(
+            temporal_size, (window_size, window_size), window_size, pattern, "key_frame_0", torch.device("cpu")
+        )
+        for suffix, pattern in (("", PATCH_SHIFT_PATTERNS["C"]), ("_old", None))
+    }
+    for suffix, index in expected.items():
+        for key, buffer in backbone.items():
+            if key.endswith(f".relative_position_index{suffix}") and not (
+                buffer.shape == index.shape and torch.equal(buffer.long(), index)
+            ):
+                raise ConversionError(
+                    f"{source}: backbone.{key} is not the index of the released TPS (pattern C against key frame 0, "
+                    f"{temporal_size} temporal positions, window {window_size}), so the model would compute something else."
+                )
+
+
+def processor_settings(recipe: str | None, config: TPSConfig) -> dict:
+    """The release's test protocol for a data set; 400 classes mean Kinetics-400, 174 Something-Something v2."""
+    recipe = recipe or recipe_for(config.num_labels)
+    if recipe is None:
+        warn(f"no --recipe, and {config.num_labels} classes tell no data set: uniform sampling, 1 clip x 3 crops.")
+    return {
+        "num_frames": config.num_frames,
+        "size": {"shortest_edge": config.image_size},
+        "crop_size": {"height": config.image_size, "width": config.image_size},
+        "antialias": False,
+        **RECIPES.get(recipe, UNIFORM),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argument_parser("TPS", tuple(RECIPES))
+    parser.add_argument(
+        "--window_size",
+        type=positive_int,
+        metavar="N",
+        help="window of the video model (image checkpoints; else theirs)",
+    )
+    return run(convert, parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
