@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import yaml
 from huggingface_hub import HfApi
 from transformers import AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
 
@@ -42,6 +43,8 @@ class Converted:
     model_class: type[PreTrainedModel]
     processor_settings: dict
     kind: str  # what the file was recognised as, for people
+    recipe: str | None = None  # data set that the file speaks of; else what --recipe or the number of classes says
+    known_labels: dict[str, str] = field(default_factory=lambda: KNOWN_LABELS)
     notes: list[str] = field(default_factory=list)  # what was left out or assumed, for people and the model card
 
 
@@ -128,14 +131,16 @@ def recognise_family(keys: list[str]) -> str | None:
     return None
 
 
-def check_family(keys: list[str], wanted: str, source: str | Path) -> None:
+def check_family(keys: list[str], wanted: tuple[str, ...], source: str | Path) -> str:
     """
+    The family of the keys, if it is one of `wanted`.
+
     Raises:
-        ConversionError: if the keys are those of another family, naming the converter for it.
+        ConversionError: if they are those of another family, naming the converter for it.
     """
     family = recognise_family(keys)
-    if family == wanted:
-        return
+    if family in wanted:
+        return family
     if family is None:
         raise ConversionError(f"{source} is no checkpoint of a known family; its first keys are {keys[:5]}.")
     if family == "vit":
@@ -144,6 +149,62 @@ def check_family(keys: list[str], wanted: str, source: str | Path) -> None:
             "conversion/convert_laps.py."
         )
     raise ConversionError(f"{source} is a checkpoint of the family {family!r}; use conversion/convert_{family}.py.")
+
+
+def read_yaml(text: str, source: str | Path) -> dict:
+    """
+    The release's own config; nothing in it is run.
+
+    Raises:
+        ConversionError: if it is no YAML, or no mapping.
+    """
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConversionError(f"{source} is no plain YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(config, dict):
+        raise ConversionError(f"{source} holds no settings (sections with names and values).")
+    return config
+
+
+def model_shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, torch.Size]:
+    """Names and shapes of all tensors that the model saves."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in model_class(config).state_dict().items()}
+
+
+def new_head_labels(arguments: argparse.Namespace, recipe_classes: dict[str, int], known: dict[str, str]) -> int:
+    """
+    How many classes the new head of an image checkpoint gets.
+
+    Raises:
+        ConversionError: if neither --num_labels nor --recipe nor --labels tells.
+    """
+    if arguments.num_labels or recipe_classes.get(arguments.recipe):
+        return arguments.num_labels or recipe_classes[arguments.recipe]
+    if arguments.labels:
+        return len(read_labels(arguments.labels, known))
+    raise ConversionError(
+        f"{arguments.checkpoint} is an image checkpoint, whose head does not fit a video model: say how many classes the new "
+        "head gets, with --num_labels, --labels or --recipe."
+    )
+
+
+def view_settings(config: PreTrainedConfig, recipes: dict[str, dict], recipe: str | None, default: dict) -> dict:
+    """Settings of the processor: the release's test protocol for the data set, or `default` with a warning."""
+    recipe = recipe or recipe_for(config.num_labels)
+    if recipe not in recipes:
+        warn(
+            f"no --recipe, and {config.num_labels} classes tell no data set that it has: {default['sampling']} sampling, "
+            f"{default['num_clips']} clip(s) x {default['num_crops']} crop(s)."
+        )
+    return {
+        "num_frames": config.num_frames,
+        "size": {"shortest_edge": config.image_size},
+        "crop_size": {"height": config.image_size, "width": config.image_size},
+        "antialias": False,
+        **recipes.get(recipe, default),
+    }
 
 
 def check_complete(
@@ -173,21 +234,22 @@ def check_complete(
 # --- class names -----------------------------------------------------------------------------------------------------
 
 
-def read_labels(name_or_file: str) -> list[str]:
+def read_labels(name_or_file: str, known: dict[str, str] = KNOWN_LABELS) -> list[str]:
     """
     Class names in the order of their ids.
 
     Args:
-        name_or_file: a name of `KNOWN_LABELS`; a text file with one name a line; or a json file with a list of names, a
+        name_or_file: a name of `known`; a text file with one name a line; or a json file with a list of names, a
             dict from id to name, or a dict from name to id.
+        known: names of lists in conversion/labels/, with their files.
 
     Raises:
         ConversionError: if there is no such list, or if it is not one name for each id from 0 on.
     """
-    path = LABELS_FOLDER / KNOWN_LABELS[name_or_file] if name_or_file in KNOWN_LABELS else Path(name_or_file)
+    path = LABELS_FOLDER / known[name_or_file] if name_or_file in known else Path(name_or_file)
     if not path.is_file():
         raise ConversionError(
-            f"--labels {name_or_file}: neither a file nor one of {sorted(KNOWN_LABELS)}. Other data sets' names come from "
+            f"--labels {name_or_file}: neither a file nor one of {sorted(known)}. Other data sets' names come from "
             "a text file with one name a line, or a json file."
         )
     text = path.read_text(encoding="utf-8-sig")
@@ -223,14 +285,14 @@ def apply_labels(converted: Converted, labels: str | None, recipe: str | None) -
     Give the config its class names: those asked for; else those of the data set, if its list is at hand and of the right
     length; else ids as names, with a warning.
     """
-    count = converted.config.num_labels
+    count, known = converted.config.num_labels, converted.known_labels
     if labels is not None:
-        names = read_labels(labels)
+        names = read_labels(labels, known)
         if len(names) != count:
             raise ConversionError(f"--labels {labels} has {len(names)} names, but the checkpoint has {count} classes.")
     else:
-        dataset = recipe or recipe_for(count)
-        names = read_labels(dataset) if dataset in KNOWN_LABELS else []
+        dataset = recipe or converted.recipe or recipe_for(count)
+        names = read_labels(dataset, known) if dataset in known else []
         if len(names) != count:
             warn(
                 f"no class names are known for these {count} classes: ids stand as names. Give them with --labels FILE."
@@ -241,8 +303,8 @@ def apply_labels(converted: Converted, labels: str | None, recipe: str | None) -
 
 
 def recipe_for(num_labels: int) -> str | None:
-    """The data set that a number of classes speaks of: 400 is Kinetics-400, 174 Something-Something v2."""
-    return {400: "k400", 174: "ssv2"}.get(num_labels)
+    """The data set that a number of classes speaks of: Kinetics-400 or -600, Something-Something v2."""
+    return {400: "k400", 600: "k600", 174: "ssv2"}.get(num_labels)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

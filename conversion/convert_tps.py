@@ -12,17 +12,18 @@ from pathlib import Path
 
 import torch
 from common import (
+    KNOWN_LABELS,
     ConversionError,
     Converted,
     argument_parser,
     check_complete,
     check_family,
+    model_shapes,
+    new_head_labels,
     positive_int,
-    read_labels,
-    recipe_for,
     run,
     strip_prefix,
-    warn,
+    view_settings,
 )
 
 from hf_tps import TPSConfig, TPSForVideoClassification
@@ -72,7 +73,7 @@ def convert(arguments: argparse.Namespace) -> Converted:
     else:
         state_dict = unwrap_state_dict(loaded, ("state_dict",), str(source))
     state_dict = strip_prefix(state_dict, "module.")
-    check_family(list(state_dict), "tps", source)
+    check_family(list(state_dict), ("tps",), source)
 
     embedding = state_dict.get("backbone.patch_embed.proj.weight", state_dict.get("patch_embed.proj.weight"))
     if embedding is not None and embedding.ndim == 4 and "backbone.patch_embed.proj.weight" not in state_dict:
@@ -126,25 +127,18 @@ def convert_video_checkpoint(state_dict: dict[str, torch.Tensor], arguments: arg
     weights["embeddings.projection.weight"] = flatten_projection(weights["embeddings.projection.weight"])
     converted = {f"tps.{name}": tensor for name, tensor in weights.items()}
     converted.update({name.replace("cls_head.fc_cls.", "classifier."): tensor for name, tensor in head.items()})
-    check_complete(converted, model_shapes(config), original_video_name, source)
+    check_complete(converted, model_shapes(TPSForVideoClassification, config), original_video_name, source)
     notes = []
     if config.num_temporal_positions != temporal_size:
         notes.append(f"trained for {temporal_size} temporal positions; the bias rows are interpolated for num_frames")
-    settings = processor_settings(arguments.recipe, config)
-    return Converted(config, converted, TPSForVideoClassification, settings, "TPS (GitHub release)", notes)
+    settings = view_settings(config, RECIPES, arguments.recipe, UNIFORM)
+    return Converted(config, converted, TPSForVideoClassification, settings, "TPS (GitHub release)", notes=notes)
 
 
 def convert_image_checkpoint(state_dict: dict[str, torch.Tensor], arguments: argparse.Namespace) -> Converted:
     source = arguments.checkpoint
     fields, weights = swin_image_fields(ImageCheckpoint(state_dict, None, str(source)))
-    num_labels = arguments.num_labels or RECIPE_CLASSES.get(arguments.recipe)
-    if num_labels is None and arguments.labels:
-        num_labels = len(read_labels(arguments.labels))
-    if num_labels is None:
-        raise ConversionError(
-            f"{source} is a Swin image checkpoint, whose head does not fit a video model: say how many classes the new head "
-            "gets, with --num_labels, --labels or --recipe."
-        )
+    num_labels = new_head_labels(arguments, RECIPE_CLASSES, KNOWN_LABELS)
     fields["window_size"], image_window = arguments.window_size or fields["window_size"], fields["window_size"]
     config = TPSConfig(
         **{
@@ -156,18 +150,17 @@ def convert_image_checkpoint(state_dict: dict[str, torch.Tensor], arguments: arg
     )
     inflated = inflate_swin(weights, config.tubelet_size, config.temporal_bias_size, config.window_size)
     converted = {f"tps.{name}": tensor for name, tensor in inflated.items()}
-    wanted = {name: shape for name, shape in model_shapes(config).items() if not name.startswith("classifier.")}
+    wanted = {
+        name: shape
+        for name, shape in model_shapes(TPSForVideoClassification, config).items()
+        if not name.startswith("classifier.")
+    }
     check_complete(converted, wanted, lambda name: microsoft_swin_name(name.removeprefix("tps.")), source)
     notes = ["inflated from an image model: the classifier is new, initialised with seed 0; its own head was left out"]
     if image_window != config.window_size:
         notes.append(f"bias tables resized from window {image_window} to {config.window_size} (bicubic)")
-    settings = processor_settings(arguments.recipe, config)
-    return Converted(config, converted, TPSForVideoClassification, settings, "Swin image checkpoint", notes)
-
-
-def model_shapes(config: TPSConfig) -> dict[str, torch.Size]:
-    with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in TPSForVideoClassification(config).state_dict().items()}
+    settings = view_settings(config, RECIPES, arguments.recipe, UNIFORM)
+    return Converted(config, converted, TPSForVideoClassification, settings, "Swin image checkpoint", notes=notes)
 
 
 def original_video_name(name: str) -> str:
@@ -223,20 +216,6 @@ def check_index_buffers(backbone: dict[str, torch.Tensor], temporal_size: int, w
                     f"{source}: backbone.{key} is not the index of the released TPS (pattern C against key frame 0, "
                     f"{temporal_size} temporal positions, window {window_size}), so the model would compute something else."
                 )
-
-
-def processor_settings(recipe: str | None, config: TPSConfig) -> dict:
-    """The release's test protocol for a data set; 400 classes mean Kinetics-400, 174 Something-Something v2."""
-    recipe = recipe or recipe_for(config.num_labels)
-    if recipe is None:
-        warn(f"no --recipe, and {config.num_labels} classes tell no data set: uniform sampling, 1 clip x 3 crops.")
-    return {
-        "num_frames": config.num_frames,
-        "size": {"shortest_edge": config.image_size},
-        "crop_size": {"height": config.image_size, "width": config.image_size},
-        "antialias": False,
-        **RECIPES.get(recipe, UNIFORM),
-    }
 
 
 def main(argv: list[str] | None = None) -> int:

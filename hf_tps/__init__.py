@@ -9,13 +9,21 @@ from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification
 # not the one at the top level of transformers, which is a placeholder wherever torchvision is missing
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
+from .configuration_laps import LAPSConfig
 from .configuration_tps import TPSConfig
+from .configuration_xvit import XViTConfig
+from .modeling_laps import LAPSForVideoClassification, LAPSModel, LAPSPreTrainedModel
 from .modeling_tps import TPSForVideoClassification, TPSModel, TPSPreTrainedModel
+from .modeling_xvit import XViTForVideoClassification, XViTModel, XViTPreTrainedModel
 from .video_processing_tps import TPSVideoProcessor
 
 __version__ = "0.1.0"
 
-FAMILIES = ((TPSConfig, TPSModel, TPSForVideoClassification),)
+FAMILIES = (
+    (TPSConfig, TPSModel, TPSForVideoClassification),
+    (XViTConfig, XViTModel, XViTForVideoClassification),
+    (LAPSConfig, LAPSModel, LAPSForVideoClassification),
+)
 
 
 def _register() -> None:
@@ -32,4 +40,18 @@ def _register() -> None:
 
 _register()
 
-__all__ = ["TPSConfig", "TPSForVideoClassification", "TPSModel", "TPSPreTrainedModel", "TPSVideoProcessor"]
+__all__ = [
+    "LAPSConfig",
+    "LAPSForVideoClassification",
+    "LAPSModel",
+    "LAPSPreTrainedModel",
+    "TPSConfig",
+    "TPSForVideoClassification",
+    "TPSModel",
+    "TPSPreTrainedModel",
+    "TPSVideoProcessor",
+    "XViTConfig",
+    "XViTForVideoClassification",
+    "XViTModel",
+    "XViTPreTrainedModel",
+]

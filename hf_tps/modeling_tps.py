@@ -15,18 +15,13 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tps import TPSConfig
-from .image_weights import ImageCheckpoint, inflate_swin, swin_image_fields
+from .image_weights import SWIN_FREE_FIELDS, ImageCheckpoint, check_given_sizes, inflate_swin, swin_image_fields
 from .temporal_shift import channel_shift, resolve_patch_shift_pattern
 from .video_layers import DropPath, eager_attention_forward
 from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
 from .window_layout import relative_position_index, temporal_resize_matrix, window_grid, window_layout
 
 logger = logging.get_logger(__name__)
-
-
-def as_tuple(value) -> tuple:
-    """JSON knows no tuples, so (2, 2) and [2, 2] mean the same in a config."""
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 class TPSEmbeddings(nn.Module):
@@ -255,12 +250,7 @@ class TPSPreTrainedModel(VideoPreTrainedModel):
     ) -> tuple[TPSConfig, dict[str, torch.Tensor]]:
         """A Swin, inflated (released `inflate_weights`). Its window stays unless `overrides` names another one."""
         fields, weights = swin_image_fields(checkpoint)
-        given_by_weights = ("embed_dim", "num_channels", "patch_size", "depths", "num_heads", "mlp_ratio", "qkv_bias")
-        for name in given_by_weights:
-            if name in overrides and as_tuple(overrides[name]) != as_tuple(fields[name]):
-                raise ValueError(
-                    f"{checkpoint.source} has {name}={fields[name]}, which comes with its weights; got {name}={overrides[name]}."
-                )
+        check_given_sizes(checkpoint.source, fields, overrides, free=SWIN_FREE_FIELDS)
         config = TPSConfig(**{**fields, **overrides})
         return config, inflate_swin(weights, config.tubelet_size, config.temporal_bias_size, config.window_size)
 

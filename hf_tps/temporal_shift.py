@@ -7,6 +7,7 @@ These are the readable forms, one function per idea. Where a model folds a shift
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 # TPS figure 5: a tile of frame offsets, repeated over the patches of a window. Offset s at a place means that the place
 # receives, at frame t, the patch of frame t - s (a circular roll by s, as the released code does; the paper states no
@@ -103,3 +104,79 @@ def channel_shift(hidden_states: torch.Tensor, shift_div: int, num_heads: int = 
     before = torch.cat((from_before[:, :1], from_before[:, :-1]), dim=1)
     after = torch.cat((from_after[:, 1:], from_after[:, -1:]), dim=1)
     return torch.cat((before, after, heads[..., 2 * fold :]), dim=-1).flatten(-2)
+
+
+def neighbour_shift(hidden_states: torch.Tensor, fold: int, window: int = 1) -> torch.Tensor:
+    """
+    The first channels come from the frames after, the next ones from the frames before; zeros beyond the ends of the clip.
+
+    Args:
+        hidden_states: (batch, frames, ..., channels).
+        fold: channels taken from each side; with `window` 2 half of them come from the frame two steps away.
+        window: how many frames away a neighbour may be (XViT's temporal window).
+
+    Returns:
+        Same shape: channels [0, fold) of frame t are those of t + 1, [fold, 2 fold) those of t - 1 (window 1); with a larger
+        window the groups are t + 1, t - 1, t + 2, t - 2 and so on, `fold // window` channels each.
+    """
+    share = fold // window
+    if share == 0:
+        return hidden_states
+    frames = hidden_states.shape[1]
+    groups = []
+    for step in range(1, window + 1):
+        for offset in (step, -step):
+            start = len(groups) * share
+            moved = hidden_states[..., start : start + share]
+            kept = moved[:, offset:] if offset > 0 else moved[:, :offset]
+            missing = moved.new_zeros(moved.shape[0], min(step, frames), *moved.shape[2:])
+            groups.append(torch.cat((kept, missing) if offset > 0 else (missing, kept), dim=1))
+    return torch.cat((*groups, hidden_states[..., len(groups) * share :]), dim=-1)
+
+
+def mixing_shift(
+    hidden_states: torch.Tensor, shift_div: int, segment_length: int | None = None, window: int = 1
+) -> torch.Tensor:
+    """
+    XViT's space-time mixing of keys or values (section 3.2): a share rho = 2 / shift_div of all channels is imported from
+    the same place in neighbouring frames.
+
+    Args:
+        hidden_states: (batch, frames, ..., channels), the heads side by side; whole heads move, since the channels are
+            counted over all of them.
+        shift_div: `channels // shift_div` come from each side.
+        segment_length: frames that exchange; nothing crosses the border of two segments. None: the whole clip. A clip that
+            is no multiple has a shorter last segment.
+        window: temporal window (1; 2 in the paper's ablation).
+    """
+    frames, channels = hidden_states.shape[1], hidden_states.shape[-1]
+    fold = channels // shift_div
+    if segment_length is None or segment_length >= frames:
+        return neighbour_shift(hidden_states, fold, window)
+    padded = nn.functional.pad(hidden_states, (0, 0) * (hidden_states.ndim - 2) + (0, -frames % segment_length))
+    segments = padded.unflatten(1, (-1, segment_length)).flatten(0, 1)
+    shifted = neighbour_shift(segments, fold, window)
+    return shifted.unflatten(0, (hidden_states.shape[0], -1)).flatten(1, 2)[:, :frames]
+
+
+def periodic_shift(hidden_states: torch.Tensor, shift_div: int, num_heads: int) -> torch.Tensor:
+    """
+    LAPS' periodic shift (section 3): in every head, `head_dim // shift_div` channels from the next frame, as many from the
+    frame before, zeros at the ends. With `num_heads=1` it is the "plain shift" over all channels.
+
+    Args:
+        hidden_states: (batch, frames, ..., channels), the heads side by side.
+    """
+    heads = hidden_states.unflatten(-1, (num_heads, -1))
+    return neighbour_shift(heads, heads.shape[-1] // shift_div).flatten(-2)
+
+
+def token_shift(hidden_states: torch.Tensor, shift_div: int) -> torch.Tensor:
+    """
+    TokShift (arXiv 2108.02432): the class token alone, the first of each frame, is shifted over all its channels.
+
+    Args:
+        hidden_states: (batch, frames, tokens, channels).
+    """
+    shifted = neighbour_shift(hidden_states[:, :, :1], hidden_states.shape[-1] // shift_div)
+    return torch.cat((shifted, hidden_states[:, :, 1:]), dim=2)

@@ -69,6 +69,8 @@ class VideoPreTrainedModel(PreTrainedModel):
     input_modalities = ("video",)
     # Classes that a saved folder offers to the Auto classes, whichever of them was saved.
     _auto_classes: dict[str, str] = {}
+    # Beginnings of the weights that an image model does not have
+    _new_from_image: tuple[str, ...] = ("classifier.",)
 
     def save_pretrained(self, save_directory, **kwargs):
         # Transformers names only the class that is saved; then AutoModel would not open the folder of a classifier.
@@ -95,7 +97,8 @@ class VideoPreTrainedModel(PreTrainedModel):
             kwargs: fields of the config (`num_frames=32`, `num_labels=174`, ...); all others come from the image model.
 
         Returns:
-            The model, in evaluation mode. A classifier is new: it is initialised from torch's global random state.
+            The model, in evaluation mode. What an image model has not (the classifier) is new, initialised from
+            torch's global random state.
 
         Raises:
             ValueError: if the checkpoint is not of this family's image model, if a weight is missing or left over, or if
@@ -118,7 +121,10 @@ class VideoPreTrainedModel(PreTrainedModel):
             output_loading_info=True,
             **{name: value for name, value in loading.items() if value is not None},
         )
-        missing = sorted(name for name in report["missing_keys"] if not name.startswith("classifier."))
+        prefix = f"{cls.base_model_prefix}."
+        missing = sorted(
+            n for n in report["missing_keys"] if not n.removeprefix(prefix).startswith(cls._new_from_image)
+        )
         unexpected, mismatched = sorted(report["unexpected_keys"]), sorted(report["mismatched_keys"])
         if missing or unexpected or mismatched:
             raise ValueError(

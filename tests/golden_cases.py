@@ -6,6 +6,7 @@ from pathlib import Path
 
 import recipe
 import torch
+import yaml
 
 from hf_tps.temporal_shift import PATCH_SHIFT_PATTERNS
 from hf_tps.window_layout import relative_position_index
@@ -42,6 +43,26 @@ def write_checkpoint(golden: dict, path: Path, **extra) -> Path:
         {"meta": {"epoch": 30, "mmaction_version": "0.24"}, "state_dict": original_state_dict(golden), **extra}, path
     )
     return path
+
+
+def write_xvit_checkpoint(golden: dict, path: Path, **replaced) -> Path:
+    """The file as SlowFast saves it; `replaced` are other top-level entries."""
+    state_dict = tensors(recipe.synth_state_dict(golden["manifest"]))
+    content = {"epoch": 35, "model_state": state_dict, "optimizer_state": {}, "cfg": golden["cfg_yaml"]}
+    torch.save({**content, **replaced}, path)
+    return path
+
+
+def write_laps_checkpoint(golden: dict, path: Path) -> tuple[Path, Path]:
+    """The file as the release's scripts save it, and its YAML beside it."""
+    state_dict = tensors(recipe.synth_state_dict(golden["manifest"], integer_fill=7))
+    torch.save({"epoch": 18, "state_dict": state_dict, "best_acc1": 76.0, "optimizer": {}, "scheduler": {}}, path)
+    config = golden["config"]
+    model = ("NET", "BACKBONE", "FOLD_DIV", "S2_SKIP_LEVEL", "S3_SKIP_LEVEL")
+    data = ("NUM_FRAMES", "SAMPLING_RATE", "TEST_CROP_SIZE", "MEAN", "STD")
+    sections = {"DATA": {name: config[name] for name in data}, "MODEL": {name: config[name] for name in model}}
+    path.with_suffix(".yaml").write_text(yaml.safe_dump(sections))
+    return path, path.with_suffix(".yaml")
 
 
 def pixel_values(golden: dict) -> torch.Tensor:

@@ -14,6 +14,30 @@ SETTINGS = {
         "window_size": 4,
         "shift_div": 4,
     },
+    "xvit": {
+        "image_size": 32,
+        "num_frames": 6,
+        "patch_size": 8,
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "num_temporal_embeddings": 4,
+        "temporal_head_heads": 4,
+        "temporal_head_size": 12,
+        "initializer_range": 0.2,
+    },
+    "laps": {
+        "image_size": 32,
+        "num_frames": 8,
+        "embed_dim": 16,
+        "depths": (1, 2, 2),
+        "num_heads": 2,
+        "stem_channels": 4,
+        "conv_groups": 2,
+        "leap_levels": ((1, 3), (2, None)),
+        "initializer_range": 0.2,
+    },
 }
 
 

@@ -189,3 +189,9 @@ def test_a_static_clip_has_the_features_of_its_frame_in_the_image_model(settings
     for frame in outputs.last_hidden_state.unflatten(1, (3, -1)).unbind(1):
         torch.testing.assert_close(frame, expected.last_hidden_state, atol=1e-5, rtol=0)
     torch.testing.assert_close(outputs.pooler_output, expected.pooler_output, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "flex_attention"])
+def test_kernels_that_cannot_add_the_bias_are_refused(kernel):
+    with pytest.raises((ValueError, ImportError)):
+        micro_models.classifier("tps").set_attn_implementation(kernel)

@@ -5,9 +5,13 @@ import torch
 from hf_tps.temporal_shift import (
     PATCH_SHIFT_PATTERNS,
     channel_shift,
+    mixing_shift,
+    neighbour_shift,
     patch_shift,
+    periodic_shift,
     resolve_patch_shift_pattern,
     tile_patch_shift_pattern,
+    token_shift,
 )
 
 OPS = golden_cases.load("ops")
@@ -84,3 +88,60 @@ def test_a_static_clip_stays_as_it_is(shift):
 def test_what_is_no_pattern_is_refused_with_the_possible_names(bad):
     with pytest.raises(ValueError, match=r"\['A', 'B', 'C', 'D'\]"):
         resolve_patch_shift_pattern(bad)
+
+
+def counted(shape: tuple[int, ...]) -> torch.Tensor:
+    """1, 2, 3, ..., so that no value is the zero that comes in at the ends."""
+    return torch.arange(1.0, 1 + torch.Size(shape).numel()).view(shape)
+
+
+def heads_last(flat: torch.Tensor, frames: int) -> torch.Tensor:
+    """(batch * time, heads, tokens, head_dim) of the originals to (batch, time, tokens, heads * head_dim)."""
+    return flat.unflatten(0, (-1, frames)).transpose(2, 3).flatten(-2)
+
+
+def heads_first(clip: torch.Tensor, heads: int) -> torch.Tensor:
+    return clip.unflatten(-1, (heads, -1)).transpose(2, 3).flatten(0, 1)
+
+
+@pytest.mark.parametrize("case", ["seg4_div8", "seg4_div4", "seg2_div4"])
+def test_mixing_shift_moves_every_channel_as_xvits_released_code(case):
+    golden = OPS[f"xvit_temporal_shift_{case}"]
+    shape = (8, 2, 1, 8) if case == "seg2_div4" else (8, 2, 2, 8)
+    clip = heads_last(counted(shape), 8)
+    mixed = mixing_shift(clip, golden["n_div"], golden["n_segment"])
+    assert heads_first(mixed, 2).flatten().tolist() == golden["output"]
+
+
+def test_periodic_shift_moves_every_channel_as_the_released_code():
+    clip = heads_last(counted((8, 2, 2, 8)), 4)
+    shifted = periodic_shift(clip, shift_div=4, num_heads=2)
+    assert heads_first(shifted, 2).flatten().tolist() == OPS["laps_periodic_shift"]["output"]
+
+
+def test_plain_shift_moves_every_channel_as_the_released_code():
+    clip = counted((8, 8, 1, 2)).unflatten(0, (2, 4)).movedim(2, -1)  # batch, time, height, width, channels
+    shifted = periodic_shift(clip, shift_div=4, num_heads=1)
+    assert shifted.movedim(-1, 2).flatten().tolist() == OPS["visformer_plain_shift"]["output"]
+
+
+def test_token_shift_moves_the_class_token_alone_as_the_released_code():
+    shifted = token_shift(counted((8, 3, 8)).unflatten(0, (2, 4)), shift_div=4)
+    assert shifted.flatten().tolist() == OPS["tokshift_shift"]["output"]
+
+
+def test_a_wider_temporal_window_shares_the_same_channels_among_four_frames():
+    clip = counted((1, 5, 1, 8))
+    shifted = neighbour_shift(clip, fold=2, window=2)
+    middle = clip[0, :, 0]
+    expected = [middle[3, 0], middle[1, 1], middle[4, 2], middle[0, 3], *middle[2, 4:]]
+    assert shifted[0, 2, 0].tolist() == [value.item() for value in expected]
+    assert shifted[0, 0, 0, [1, 3]].tolist() == [0, 0]
+    assert neighbour_shift(clip[:, :1], fold=2, window=2)[0, 0, 0, :4].tolist() == [0, 0, 0, 0]
+
+
+def test_a_last_segment_that_is_shorter_ends_in_zeros_too():
+    clip = torch.randn(2, 7, 3, 8)
+    mixed = mixing_shift(clip, shift_div=4, segment_length=3)
+    parts = [mixing_shift(part, shift_div=4) for part in clip.split(3, dim=1)]
+    assert torch.equal(mixed, torch.cat(parts, dim=1))

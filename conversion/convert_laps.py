@@ -1,0 +1,224 @@
+"""
+Convert a LAPS or TokShift checkpoint (any network of the release's model zoo), or a Visformer or ViT image checkpoint to
+start from, to a folder that Transformers loads:
+
+    python conversion/convert_laps.py model_best.pth --output_dir laps-visformer-s-k400 --original_config visformer_LAPS_8x8.yaml
+"""
+
+import argparse
+import sys
+
+import torch
+from common import (
+    KNOWN_LABELS,
+    ConversionError,
+    Converted,
+    argument_parser,
+    check_complete,
+    check_family,
+    model_shapes,
+    new_head_labels,
+    read_yaml,
+    run,
+    strip_prefix,
+    view_settings,
+)
+
+from hf_tps import LAPSConfig, LAPSForVideoClassification
+from hf_tps.image_weights import (
+    ImageCheckpoint,
+    is_visformer,
+    original_visformer_name,
+    read_torch_file,
+    resize_visformer_positions,
+    resize_vit_positions,
+    timm_vit_name,
+    unwrap_state_dict,
+    visformer_image_fields,
+    vit_image_fields,
+)
+from hf_tps.modeling_laps import laps_names_of_vit_fields
+
+# The release numbers the classes of Kinetics-400 in an order of its own
+LABELS = {**KNOWN_LABELS, "kinetics400": "kinetics400_laps_order.txt", "k400": "kinetics400_laps_order.txt"}
+
+# attention_scope and shift of the networks of the release (MODEL.NET)
+NETWORKS = {
+    "Visformer_LAPS": ("leap", "periodic"),
+    "Visformer_PS": ("frame", "periodic"),
+    "Visformer_plain_shift": ("frame", "plain"),
+    "Visformer_base3D": ("joint", None),
+    "Visformer": ("frame", None),
+    "ViT_LAPS": ("leap", "periodic"),
+    "TokShift": ("frame", "token"),
+}
+# The release's test protocol: configs/custom/k400
+KINETICS = {
+    "sampling": "dense",
+    "frame_interval": 8,
+    "index_rule": "linspace",
+    "past_end": "loop",
+    "clip_placement": "start",
+    "num_clips": 10,
+    "num_crops": 3,
+}
+RECIPES = {"k400": KINETICS}
+NORMALISATION = {
+    "visformer": {"image_mean": [0.486, 0.457, 0.407], "image_std": [0.229, 0.224, 0.225]},
+    "vit": {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
+}
+
+
+def convert(arguments: argparse.Namespace) -> Converted:
+    """
+    Recognise the file, and put its config and weights into the terms of this package.
+
+    Raises:
+        ConversionError: for a file of another kind, and for keys that are missing, unknown or of a wrong shape.
+    """
+    source = arguments.checkpoint
+    loaded = read_torch_file(source)
+    state_dict = unwrap_state_dict(loaded, ("state_dict", "model"), str(source))
+    check_family(list(state_dict), ("laps", "vit"), source)
+    bare = strip_prefix(state_dict, "module.")
+    if any(key.startswith("base_model.") for key in bare):
+        unknown = [key for key in bare if not key.startswith("base_model.")]
+        if unknown:
+            raise ConversionError(f"{source}: " + "; ".join(f"unknown key {key}" for key in unknown[:20]) + ".")
+        bare = strip_prefix(bare, "base_model.")
+    # Video checkpoints carry a prefix, or stand under `state_dict`; a bare file with a config is one too.
+    wrapped = isinstance(loaded.get("state_dict"), dict)
+    is_video = wrapped or bare is not state_dict or ("model" not in loaded and arguments.original_config is not None)
+
+    settings = {}
+    if arguments.original_config is not None:
+        yaml = read_yaml(arguments.original_config.read_text(encoding="utf-8"), arguments.original_config)
+        settings = flat_settings(yaml)
+    elif is_video:
+        raise ConversionError(
+            f"{source}: the weights do not tell the network, its leap levels and its shift; give the release's YAML (sections "
+            "DATA and MODEL) with --original_config."
+        )
+    prefix = next(iter(state_dict)).removesuffix(next(iter(bare)))
+    return convert_weights(bare, prefix, settings, is_video, arguments)
+
+
+def convert_weights(
+    bare: dict[str, torch.Tensor], original_prefix: str, settings: dict, is_video: bool, arguments: argparse.Namespace
+) -> Converted:
+    source = arguments.checkpoint
+    checkpoint = ImageCheckpoint(bare, None, str(source))
+    backbone = "visformer" if is_visformer(bare) else "vit"
+    if backbone == "visformer":
+        fields, weights = visformer_image_fields(checkpoint, arguments.num_attention_heads)
+    else:
+        fields, weights = vit_image_fields(checkpoint, arguments.num_attention_heads)
+        fields = laps_names_of_vit_fields(fields)
+    image_size = fields.pop("image_size")
+
+    head = {name: bare[f"head.{name}"] for name in ("weight", "bias") if f"head.{name}" in bare} if is_video else {}
+    if is_video:
+        lacking = [name for name in ("weight", "bias") if name not in head]
+        if lacking:
+            raise ConversionError(
+                f"{source}: " + "; ".join(f"missing key {original_prefix}head.{name}" for name in lacking)
+            )
+        num_labels = head["weight"].shape[0]
+        if arguments.num_labels not in (None, num_labels):
+            raise ConversionError(
+                f"{source} has a head for {num_labels} classes; --num_labels {arguments.num_labels} is for image checkpoints. "
+                "To fine-tune on other classes, convert as it is and load with num_labels=... and "
+                "ignore_mismatched_sizes=True."
+            )
+    else:
+        num_labels = new_head_labels(arguments, {"k400": 400}, LABELS)
+
+    config = LAPSConfig(
+        **{
+            **fields,
+            **network(settings, backbone, source),
+            "backbone": backbone,
+            "num_frames": arguments.num_frames or settings.get("NUM_FRAMES") or 8,
+            "image_size": arguments.image_size or settings.get("TEST_CROP_SIZE") or image_size,
+            "num_labels": num_labels,
+        }
+    )
+    names = original_visformer_name if backbone == "visformer" else timm_vit_name
+    prefix = "laps.backbone."
+    wanted = model_shapes(LAPSForVideoClassification, config)
+    wanted = {name.removeprefix(prefix): shape for name, shape in wanted.items() if name.startswith(prefix)}
+    positions = [name for name in wanted if name.endswith("position_embeddings") and name in weights]
+    wanted.update({name: weights[name].shape for name in positions})  # resized below
+    check_complete(weights, wanted, lambda name: original_prefix + names(name), source)
+    notes = []
+    if config.image_size != image_size:
+        notes.append(f"position embeddings resized from {image_size} to {config.image_size} pixels (bicubic)")
+    if backbone == "visformer":
+        weights = resize_visformer_positions(weights, config.image_size)
+    else:
+        weights = resize_vit_positions(weights, config.image_size // config.patch_size)
+    if not is_video:
+        notes.append("from an image model: the classifier is new, initialised with seed 0; its own head was left out")
+
+    converted = {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+    converted.update({f"classifier.{name}": tensor for name, tensor in head.items()})
+    processor = {**view_settings(config, RECIPES, arguments.recipe, KINETICS), **NORMALISATION[backbone]}
+    for field, name in (("image_mean", "MEAN"), ("image_std", "STD"), ("frame_interval", "SAMPLING_RATE")):
+        processor[field] = settings.get(name) or processor[field]
+    kind = settings.get("NET", "LAPS") if is_video else f"{backbone} image checkpoint"
+    return Converted(config, converted, LAPSForVideoClassification, processor, kind, known_labels=LABELS, notes=notes)
+
+
+def flat_settings(config: dict) -> dict:
+    """The entries of all sections; "None" is how the release writes no level."""
+
+    def plain(value):
+        if isinstance(value, list):
+            return [plain(entry) for entry in value]
+        return None if value in ("None", "none", "null") else value
+
+    flat = {}
+    for name, value in config.items():
+        flat.update(value if isinstance(value, dict) else {name: value})
+    return {name: plain(value) for name, value in flat.items()}
+
+
+def network(settings: dict, backbone: str, source) -> dict:
+    """
+    Attention and shift of the network that a config names; LAPS itself without one.
+
+    Raises:
+        ConversionError: for a network that the release has not, or that is not of these weights.
+    """
+    if not settings:
+        return {}
+    name = settings.get("NET")
+    if name not in NETWORKS:
+        raise ConversionError(f"The config for {source} names MODEL.NET {name!r}; known are {sorted(NETWORKS)}.")
+    if name.startswith("Visformer") != (backbone == "visformer"):
+        raise ConversionError(
+            f"The config for {source} names MODEL.NET {name!r}, but the weights are those of a {backbone}."
+        )
+    scope, shift = NETWORKS[name]
+    fold_div = settings.get("FOLD_DIV")
+    if shift is not None and fold_div is None:
+        raise ConversionError(f"The config for {source} has no MODEL.FOLD_DIV, which tells how many channels shift.")
+    found = {"attention_scope": scope, "shift": shift if fold_div else None}
+    if found["shift"]:
+        found["shift_div"] = fold_div
+    if scope == "leap":
+        needed = ("S2_SKIP_LEVEL", "S3_SKIP_LEVEL") if backbone == "visformer" else ("S2_SKIP_LEVEL",)
+        lacking = [entry for entry in needed if not settings.get(entry)]
+        if lacking:
+            raise ConversionError(f"The config for {source} has no MODEL.{', MODEL.'.join(lacking)} (the leap levels).")
+        levels = tuple(tuple(settings[entry]) for entry in needed)
+        found["leap_levels"] = levels if backbone == "visformer" else levels[0]
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(convert, argument_parser("LAPS", tuple(RECIPES)).parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,273 @@
+"""
+Convert an XViT checkpoint, or a ViT image checkpoint (timm's layout) to start from, to a folder that Transformers loads:
+
+    python conversion/convert_xvit.py xvit_b16_16_ss2.pth --output_dir xvit-b16-ssv2
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+from common import (
+    KNOWN_LABELS,
+    ConversionError,
+    Converted,
+    argument_parser,
+    check_complete,
+    check_family,
+    model_shapes,
+    new_head_labels,
+    read_yaml,
+    recipe_for,
+    run,
+    strip_prefix,
+    view_settings,
+)
+
+from hf_tps import XViTConfig, XViTForVideoClassification
+from hf_tps.image_weights import (
+    ImageCheckpoint,
+    infer_vit_sizes,
+    read_torch_file,
+    rename_vit_weights,
+    resize_vit_positions,
+    timm_vit_name,
+    unwrap_state_dict,
+    vit_image_fields,
+)
+
+# The releases' test protocols: configs/Kinetics and configs/SSv2 of the release
+NORMALISATION = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+KINETICS = {
+    **NORMALISATION,
+    "sampling": "dense",
+    "frame_interval": 16,
+    "index_rule": "linspace",
+    "past_end": "clamp",
+    "clip_placement": "start",
+    "num_clips": 1,
+    "num_crops": 3,
+}
+UNIFORM = {**NORMALISATION, "sampling": "uniform", "num_clips": 2, "num_crops": 3}
+RECIPES = {"k400": KINETICS, "k600": KINETICS, "ssv2": UNIFORM}
+RECIPE_CLASSES = {"k400": 400, "k600": 600, "ssv2": 174}
+# What the release's configs say of the mixing, for a file without a config
+RECIPE_MIXING = {
+    "k400": {"shift_div": 8, "segment_length": 8},
+    "k600": {"shift_div": 8, "segment_length": 8},
+    "ssv2": {"shift_div": 4, "segment_length": None},
+}
+
+
+def convert(arguments: argparse.Namespace) -> Converted:
+    """
+    Recognise the file, and put its config and weights into the terms of this package.
+
+    Raises:
+        ConversionError: for a file of another kind, and for keys that are missing, unknown or of a wrong shape.
+    """
+    source = arguments.checkpoint
+    loaded = read_torch_file(source)
+    state_dict = unwrap_state_dict(loaded, ("model_state", "state_dict_ema", "state_dict", "model"), str(source))
+    state_dict = strip_prefix(state_dict, "module.")
+    if check_family(list(state_dict), ("xvit", "vit"), source) == "vit":
+        return convert_image_checkpoint(state_dict, arguments)
+    if arguments.original_config is not None:
+        settings = read_yaml(arguments.original_config.read_text(encoding="utf-8"), arguments.original_config)
+    elif isinstance(loaded.get("cfg"), str):
+        settings = read_yaml(loaded["cfg"], f"the cfg in {source}")
+    elif isinstance(loaded.get("cfg"), dict):
+        settings = loaded["cfg"]
+    else:
+        settings = {}
+    return convert_video_checkpoint(state_dict, settings, arguments)
+
+
+def convert_video_checkpoint(
+    state_dict: dict[str, torch.Tensor], settings: dict, arguments: argparse.Namespace
+) -> Converted:
+    source = arguments.checkpoint
+    part = {
+        prefix: {key.removeprefix(prefix): tensor for key, tensor in state_dict.items() if key.startswith(prefix)}
+        for prefix in ("base_model.", "consensus.", "new_fc.")
+    }
+    unknown = [key for key in state_dict if not key.startswith(tuple(part))]
+    if unknown:
+        raise ConversionError(f"{source} is no XViT checkpoint: " + "; ".join(f"unknown key {k}" for k in unknown[:20]))
+    weights = rename_vit_weights(part["base_model."])
+    sizes = infer_vit_sizes(weights, str(source), arguments.num_attention_heads)
+    weights["embeddings.projection.weight"] = weights["embeddings.projection.weight"].flatten(1)
+    temporal = weights.pop("temp_embed", None)
+    if temporal is None or temporal.ndim != 4:
+        raise ConversionError(f"{source}: missing key base_model.temp_embed of shape (1, frames, 1, channels).")
+    weights["temporal_embeddings"] = temporal[0, :, 0]
+    weights.update(rename_head(part["consensus."]))
+    notes = []
+    if part["consensus."]:
+        if part["new_fc."]:
+            notes.append("new_fc.*, which the released network never uses, was left out")
+        classifier = {name: weights.pop(f"classifier.{name}", None) for name in ("weight", "bias")}
+    else:  # frames averaged, then one linear layer
+        classifier = {name: part["new_fc."].get(name) for name in ("weight", "bias")}
+    lacking = [name for name, tensor in classifier.items() if tensor is None]
+    if lacking:
+        head = "consensus.mlp_head.4" if part["consensus."] else "new_fc"
+        raise ConversionError(f"{source}: " + "; ".join(f"missing key {head}.{name}" for name in lacking))
+
+    num_labels = classifier["weight"].shape[0]
+    if arguments.num_labels not in (None, num_labels):
+        raise ConversionError(
+            f"{source} has a head for {num_labels} classes; --num_labels {arguments.num_labels} is for image checkpoints. To "
+            "fine-tune on other classes, convert as it is and load with num_labels=... and ignore_mismatched_sizes=True."
+        )
+    data, recipe = settings.get("DATA") or {}, recipe_of(settings, arguments, num_labels)
+    num_frames = arguments.num_frames or data.get("NUM_FRAMES") or 16
+    layers = [int(m[1]) for name in weights if (m := re.match(r"temporal_head\.layers\.(\d+)\.", name))]
+    head_settings = settings.get("TEMPORAL_HEAD") or {}
+    config = XViTConfig(
+        **{
+            **sizes,
+            "image_size": arguments.image_size or data.get("TEST_CROP_SIZE") or sizes["image_size"],
+            "num_frames": num_frames,
+            "num_temporal_embeddings": weights["temporal_embeddings"].shape[0],
+            "temporal_head_layers": 1 + max(layers, default=-1),
+            "temporal_head_heads": head_settings.get("NUM_ATTENTION_HEADS") or sizes["num_attention_heads"],
+            "temporal_head_size": weights.get("temporal_head.dense.bias", torch.empty(sizes["hidden_size"])).shape[0],
+            "classifier_dropout": float((settings.get("MODEL") or {}).get("DROPOUT_RATE", 0.5)),
+            "num_labels": num_labels,
+            **mixing(settings, recipe, sizes["num_hidden_layers"], source),
+        }
+    )
+    if config.segment_length is not None and config.segment_length >= num_frames:
+        config.segment_length = None
+    side = config.image_size // config.patch_size
+    if config.image_size != sizes["image_size"]:
+        notes.append(f"position embeddings resized from {sizes['image_size']} to {config.image_size} pixels (bicubic)")
+    converted = {f"xvit.{name}": tensor for name, tensor in weights.items()}
+    converted.update({f"classifier.{name}": tensor for name, tensor in classifier.items()})
+    wanted = model_shapes(XViTForVideoClassification, config)
+    wanted["xvit.embeddings.position_embeddings"] = converted["xvit.embeddings.position_embeddings"].shape
+    check_complete(converted, wanted, original_name, source)
+    resized = resize_vit_positions(weights, side)["embeddings.position_embeddings"]
+    converted["xvit.embeddings.position_embeddings"] = resized
+
+    processor = view_settings(config, RECIPES, recipe, UNIFORM)
+    for field, name in (("image_mean", "MEAN"), ("image_std", "STD")):
+        processor[field] = data.get(name) or processor[field]
+    if processor["sampling"] == "dense":
+        processor["frame_interval"] = data.get("SAMPLING_RATE") or processor["frame_interval"]
+    return Converted(config, converted, XViTForVideoClassification, processor, "XViT", recipe, notes=notes)
+
+
+def convert_image_checkpoint(state_dict: dict[str, torch.Tensor], arguments: argparse.Namespace) -> Converted:
+    source = arguments.checkpoint
+    checkpoint = ImageCheckpoint(state_dict, None, str(source))
+    fields, weights = vit_image_fields(checkpoint, arguments.num_attention_heads)
+    num_labels = new_head_labels(arguments, RECIPE_CLASSES, KNOWN_LABELS)
+    config = XViTConfig(
+        **{
+            **fields,
+            "image_size": arguments.image_size or fields["image_size"],
+            "num_frames": arguments.num_frames or 16,
+            "temporal_head_heads": fields["num_attention_heads"],
+            "temporal_head_size": fields["hidden_size"],
+            "num_labels": num_labels,
+            **RECIPE_MIXING.get(arguments.recipe, {}),
+        }
+    )
+    wanted = model_shapes(XViTForVideoClassification, config)
+    # new in the video model: temporal embeddings (zero), the temporal head and the classifier
+    wanted = {n: s for n, s in wanted.items() if n.startswith(("xvit.embeddings.", "xvit.blocks.", "xvit.norm."))}
+    converted = {f"xvit.{name}": tensor for name, tensor in weights.items()}
+    wanted["xvit.embeddings.position_embeddings"] = converted["xvit.embeddings.position_embeddings"].shape
+    check_complete(converted, wanted, lambda name: timm_vit_name(name.removeprefix("xvit.")), source)
+    resized = resize_vit_positions(weights, config.image_size // config.patch_size)
+    converted["xvit.embeddings.position_embeddings"] = resized["embeddings.position_embeddings"]
+    notes = ["from an image model: temporal head and classifier are new (seed 0); its own head was left out"]
+    processor = view_settings(config, RECIPES, arguments.recipe, UNIFORM)
+    return Converted(config, converted, XViTForVideoClassification, processor, "ViT image checkpoint", notes=notes)
+
+
+def rename_head(consensus: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The temporal head and the classifier behind it, under our names; unknown names stay as they are."""
+    renamed = {}
+    for key, tensor in consensus.items():
+        name = f"temporal_head.{key}"
+        for pattern, replacement in (
+            (r"\.cls_token$", ".class_token"),
+            (r"\.temporal_encoder\.", ".layers."),
+            (r"\.attn\.", ".attention."),
+            (r"\.mlp_head\.0\.", ".norm."),
+            (r"\.mlp_head\.1\.", ".dense."),
+            (r"^temporal_head\.mlp_head\.4\.", "classifier."),
+        ):
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def original_name(name: str) -> str:
+    name = name.removeprefix("xvit.")
+    if name == "temporal_embeddings":
+        return "base_model.temp_embed"
+    if not name.startswith(("temporal_head.", "classifier.")):
+        return "base_model." + timm_vit_name(name)
+    for pattern, replacement in (
+        (r"^classifier\.", "consensus.mlp_head.4."),
+        (r"^temporal_head\.norm\.", "consensus.mlp_head.0."),
+        (r"^temporal_head\.dense\.", "consensus.mlp_head.1."),
+        (r"^temporal_head\.layers\.", "consensus.temporal_encoder."),
+        (r"^temporal_head\.class_token$", "consensus.cls_token"),
+        (r"^temporal_head\.", "consensus."),
+        (r"\.attention\.", ".attn."),
+    ):
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def recipe_of(settings: dict, arguments: argparse.Namespace, num_labels: int) -> str | None:
+    """The data set: asked for; else that of the config's test section; else what the number of classes says."""
+    dataset = str((settings.get("TEST") or {}).get("DATASET", "")).lower()
+    if arguments.recipe:
+        return arguments.recipe
+    if dataset == "ssv2":
+        return "ssv2"
+    if dataset.startswith("kinetics"):
+        return "k600" if num_labels == 600 else "k400"
+    return recipe_for(num_labels)
+
+
+def mixing(settings: dict, recipe: str | None, num_layers: int, source: Path) -> dict:
+    """
+    How keys and values mix, which the weights do not tell: from the config, else from the recipe.
+
+    Raises:
+        ConversionError: if there is neither.
+    """
+    section = settings.get("XVIT")
+    if not section:
+        if recipe not in RECIPE_MIXING:
+            raise ConversionError(
+                f"{source} has no config, and its weights do not tell how keys and values mix: give the release's YAML with "
+                f"--original_config, or --recipe ({', '.join(RECIPE_MIXING)})."
+            )
+        return RECIPE_MIXING[recipe]
+    lacking = [name for name in ("SHIFT_DIV", "NUM_SEGMENTS", "LOCATIONS_LIST") if name not in section]
+    if lacking:
+        raise ConversionError(f"The config for {source} has no XVIT.{', XVIT.'.join(lacking)}.")
+    layers = [layer for layer in section["LOCATIONS_LIST"] if layer < num_layers]
+    return {
+        "shift_div": section["SHIFT_DIV"] if section.get("USE_XVIT", True) else 0,
+        "segment_length": section["NUM_SEGMENTS"],
+        "mixing_layers": None if layers == list(range(num_layers)) else layers,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run(convert, argument_parser("XViT", tuple(RECIPES)).parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
