@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import yaml
 from huggingface_hub import HfApi
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
 
 import hf_tps
@@ -90,7 +91,7 @@ def run(convert: Callable[[argparse.Namespace], Converted], arguments: argparse.
         write_folder(converted, arguments)
         if arguments.push_to_hub:
             push(arguments.output_dir, arguments.push_to_hub)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -171,6 +172,19 @@ def model_shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -
     """Names and shapes of all tensors that the model saves."""
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in model_class(config).state_dict().items()}
+
+
+def check_num_labels(arguments: argparse.Namespace, num_labels: int) -> None:
+    """
+    Raises:
+        ConversionError: if --num_labels contradicts the head of a video checkpoint.
+    """
+    if arguments.num_labels not in (None, num_labels):
+        raise ConversionError(
+            f"{arguments.checkpoint} has a head for {num_labels} classes; --num_labels {arguments.num_labels} is for image "
+            "checkpoints. To fine-tune on other classes, convert as it is and load with num_labels=... and "
+            "ignore_mismatched_sizes=True."
+        )
 
 
 def new_head_labels(arguments: argparse.Namespace, recipe_classes: dict[str, int], known: dict[str, str]) -> int:

@@ -16,6 +16,7 @@ from common import (
     argument_parser,
     check_complete,
     check_family,
+    check_num_labels,
     model_shapes,
     new_head_labels,
     read_yaml,
@@ -124,12 +125,7 @@ def convert_weights(
                 f"{source}: " + "; ".join(f"missing key {original_prefix}head.{name}" for name in lacking)
             )
         num_labels = head["weight"].shape[0]
-        if arguments.num_labels not in (None, num_labels):
-            raise ConversionError(
-                f"{source} has a head for {num_labels} classes; --num_labels {arguments.num_labels} is for image checkpoints. "
-                "To fine-tune on other classes, convert as it is and load with num_labels=... and "
-                "ignore_mismatched_sizes=True."
-            )
+        check_num_labels(arguments, num_labels)
     else:
         num_labels = new_head_labels(arguments, {"k400": 400}, LABELS)
 
@@ -208,9 +204,11 @@ def network(settings: dict, backbone: str, source) -> dict:
         found["shift_div"] = fold_div
     if scope == "leap":
         needed = ("S2_SKIP_LEVEL", "S3_SKIP_LEVEL") if backbone == "visformer" else ("S2_SKIP_LEVEL",)
-        lacking = [entry for entry in needed if not settings.get(entry)]
+        lacking = [entry for entry in needed if not isinstance(settings.get(entry), list) or not settings[entry]]
         if lacking:
-            raise ConversionError(f"The config for {source} has no MODEL.{', MODEL.'.join(lacking)} (the leap levels).")
+            raise ConversionError(
+                f"The config for {source} has no list of leap levels under MODEL.{', MODEL.'.join(lacking)}."
+            )
         levels = tuple(tuple(settings[entry]) for entry in needed)
         found["leap_levels"] = levels if backbone == "visformer" else levels[0]
     return found

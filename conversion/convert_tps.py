@@ -18,6 +18,7 @@ from common import (
     argument_parser,
     check_complete,
     check_family,
+    check_num_labels,
     model_shapes,
     new_head_labels,
     positive_int,
@@ -111,11 +112,7 @@ def convert_video_checkpoint(state_dict: dict[str, torch.Tensor], arguments: arg
     check_index_buffers(backbone, temporal_size, window_size, source)
 
     num_labels = head["cls_head.fc_cls.weight"].shape[0]
-    if arguments.num_labels not in (None, num_labels):
-        raise ConversionError(
-            f"{source} has a head for {num_labels} classes; --num_labels {arguments.num_labels} is for image checkpoints. "
-            "To fine-tune on other classes, convert as it is and load with num_labels=... and ignore_mismatched_sizes=True."
-        )
+    check_num_labels(arguments, num_labels)
     config = TPSConfig(
         **sizes,
         window_size=window_size,

@@ -17,6 +17,7 @@ from common import (
     argument_parser,
     check_complete,
     check_family,
+    check_num_labels,
     model_shapes,
     new_head_labels,
     read_yaml,
@@ -117,11 +118,7 @@ def convert_video_checkpoint(
         raise ConversionError(f"{source}: " + "; ".join(f"missing key {head}.{name}" for name in lacking))
 
     num_labels = classifier["weight"].shape[0]
-    if arguments.num_labels not in (None, num_labels):
-        raise ConversionError(
-            f"{source} has a head for {num_labels} classes; --num_labels {arguments.num_labels} is for image checkpoints. To "
-            "fine-tune on other classes, convert as it is and load with num_labels=... and ignore_mismatched_sizes=True."
-        )
+    check_num_labels(arguments, num_labels)
     data, recipe = settings.get("DATA") or {}, recipe_of(settings, arguments, num_labels)
     num_frames = arguments.num_frames or data.get("NUM_FRAMES") or 16
     layers = [int(m[1]) for name in weights if (m := re.match(r"temporal_head\.layers\.(\d+)\.", name))]

@@ -8,10 +8,10 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tps import TPSConfig
@@ -73,6 +73,10 @@ class TPSAttention(nn.Module):
         self.shifted = shifted
         self.temporal_shift = temporal_shift
         self.pattern = resolve_patch_shift_pattern(config.shift_pattern) if temporal_shift == "patch" else None
+        if temporal_shift == "channel" and self.head_dim < config.shift_div:
+            logger.warning_once(
+                f"Heads of {self.head_dim} channels have none to shift with shift_div={config.shift_div}."
+            )
         self.attention_dropout = config.attention_probs_dropout_prob
         self.qkv = nn.Linear(channels, 3 * channels, bias=config.qkv_bias)
         self.proj = nn.Linear(channels, channels)
@@ -330,27 +334,6 @@ class TPSForVideoClassification(VideoClassificationMixin, TPSPreTrainedModel):
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
-    ) -> ImageClassifierOutput:
-        r"""
-        Args:
-            pixel_values: (batch, num_frames, channels, height, width), normalised; or (batch, views, num_frames, channels,
-                height, width), whose views are averaged as `config.view_aggregation` says.
-            labels: (batch,) class ids; or (batch, num_labels) floats, class probabilities as mixup and cutmix make them
-                (multi-label models: 0 or 1 for each class).
-            kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`.
-
-        Returns:
-            `ImageClassifierOutput`: `loss` if labels are given, `logits` (batch, num_labels), `hidden_states` and
-            `attentions` as in [`TPSModel`] (of batch * views clips).
-
-        Raises:
-            ValueError: for another rank, number of channels or of frames, and for pixels that are not floats.
-        """
-        return self.classify(pixel_values, labels, **kwargs)
 
 
 __all__ = ["TPSForVideoClassification", "TPSModel", "TPSPreTrainedModel"]

@@ -8,9 +8,9 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_xvit import XViTConfig
@@ -262,28 +262,6 @@ class XViTForVideoClassification(VideoClassificationMixin, XViTPreTrainedModel):
         size = config.temporal_head_size if config.temporal_head_layers else config.hidden_size
         self.classifier = nn.Linear(size, config.num_labels)
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
-    ) -> ImageClassifierOutput:
-        r"""
-        Args:
-            pixel_values: (batch, num_frames, channels, height, width), normalised; or (batch, views, num_frames, channels,
-                height, width), whose views are averaged as `config.view_aggregation` says.
-            labels: (batch,) class ids; or (batch, num_labels) floats, class probabilities as mixup and cutmix make them
-                (multi-label models: 0 or 1 for each class).
-            kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`.
-
-        Returns:
-            `ImageClassifierOutput`: `loss` if labels are given, `logits` (batch, num_labels), `hidden_states` and
-            `attentions` as in [`XViTModel`] (of batch * views clips).
-
-        Raises:
-            ValueError: for another rank or number of channels, a size that is no multiple of the patch, and for pixels that
-                are not floats.
-        """
-        return self.classify(pixel_values, labels, **kwargs)
 
 
 __all__ = ["XViTForVideoClassification", "XViTModel", "XViTPreTrainedModel"]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils.generic import can_return_tuple
 
 from .image_weights import ImageCheckpoint, load_image_checkpoint
 
@@ -136,19 +137,30 @@ class VideoPreTrainedModel(PreTrainedModel):
 
 class VideoClassificationMixin:
     """
-    Forward pass of a `XForVideoClassification`: views folded into the batch, base model, classifier, views averaged.
+    Forward pass of every `XForVideoClassification`: views folded into the batch, base model, classifier, views averaged.
 
     The class that uses it has `self.classifier`, `self.dropout` and its base model under `base_model_prefix`.
     """
 
-    def classify(
+    @can_return_tuple
+    def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
     ) -> ImageClassifierOutput:
-        """
+        r"""
         Args:
-            pixel_values: (batch, num_frames, channels, height, width), or with views at the second axis.
-            labels: (batch,) class ids, or (batch, num_labels) floats: class probabilities (mixup, cutmix), or targets
-                between 0 and 1 where `config.problem_type` is "multi_label_classification".
+            pixel_values: (batch, num_frames, channels, height, width), normalised; or (batch, views, num_frames, channels,
+                height, width), whose views are averaged as `config.view_aggregation` says.
+            labels: (batch,) class ids; or (batch, num_labels) floats, class probabilities as mixup and cutmix make them
+                (where `config.problem_type` is "multi_label_classification": 0 or 1 for each class).
+            kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`.
+
+        Returns:
+            `ImageClassifierOutput`: `loss` if labels are given, `logits` (batch, num_labels), `hidden_states` and
+            `attentions` as in the base model (of batch * views clips).
+
+        Raises:
+            ValueError: for another rank or number of channels, pixels that are not floats, soft labels of another shape,
+                and what the base model refuses.
         """
         check_pixel_values(pixel_values, self.config.num_channels, ranks=(5, 6))
         views = 1

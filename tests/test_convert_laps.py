@@ -123,6 +123,8 @@ CONFIGS = {
     "network of the other backbone": ({"NET": "TokShift"}, "TokShift.*weights are those of a visformer"),
     "no divisor": ({"FOLD_DIV": None}, "FOLD_DIV"),
     "no levels": ({"S3_SKIP_LEVEL": None}, "S3_SKIP_LEVEL"),
+    "level of no list": ({"S2_SKIP_LEVEL": 3}, "no list of leap levels under MODEL.S2_SKIP_LEVEL"),
+    "divisor of no number": ({"FOLD_DIV": "four"}, "shift_div"),
     "level that cannot be": ({"S2_SKIP_LEVEL": [4]}, "Leap level 4.*possible levels are"),
 }
 
@@ -179,6 +181,12 @@ def image_file(micro: dict, path: Path) -> Path:
     state_dict = golden_cases.tensors(recipe.synth_state_dict(micro["manifest"], integer_fill=0))
     torch.save({"model": {key.removeprefix(BASE): tensor for key, tensor in state_dict.items()}}, path)
     return path
+
+
+def test_num_labels_that_contradicts_the_head_is_an_error(micro, tmp_path, capsys):
+    checkpoint, config = golden_cases.write_laps_checkpoint(micro, tmp_path / "x.pth")
+    flags = ["--original_config", str(config), "--num_labels", "7", *HEADS]
+    assert_refused(checkpoint, tmp_path, capsys, "head for 9 classes.*ignore_mismatched_sizes", *flags)
 
 
 def test_an_image_visformer_starts_a_model_whose_static_clips_have_its_frames_features(micro, tmp_path):
