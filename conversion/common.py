@@ -405,7 +405,7 @@ tags:
 {"**The classifier is new (random): fine-tune before use.**" if new_head else ""}
 
 ```python
-import hf_tps  # or: trust_remote_code=True below, without the package
+import hf_tps  # without the package: pipeline(..., trust_remote_code=True)
 from transformers import pipeline
 
 classify = pipeline("video-classification", model="{arguments.output_dir.name}")
