@@ -15,6 +15,7 @@ from .configuration_xvit import XViTConfig
 from .modeling_laps import LAPSForVideoClassification, LAPSModel, LAPSPreTrainedModel
 from .modeling_tps import TPSForVideoClassification, TPSModel, TPSPreTrainedModel
 from .modeling_xvit import XViTForVideoClassification, XViTModel, XViTPreTrainedModel
+from .temporal_shift_plug_in import add_temporal_shift, remove_temporal_shift
 from .video_processing_tps import TPSVideoProcessor
 
 __version__ = "0.1.0"
@@ -54,4 +55,6 @@ __all__ = [
     "XViTForVideoClassification",
     "XViTModel",
     "XViTPreTrainedModel",
+    "add_temporal_shift",
+    "remove_temporal_shift",
 ]

@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from .temporal_shift import (
     channel_shift,
@@ -58,10 +59,27 @@ IMAGE_TRANSFORMERS = {
     "BeitModel": ImageTransformer("BeitLayer", "layernorm_after", 1, biased=True),
 }
 
-# shift: its default shift_div, the one of TPSConfig, XViTConfig, LAPSConfig; a patch shift has none
-SHIFTS = {"patch": None, "channel": 8, "mixing": 4, "periodic": 4, "plain": 4, "token": 4}
+
+class Shift(NamedTuple):
+    """A shift's function, and its default `shift_div`: that of TPSConfig, XViTConfig, LAPSConfig."""
+
+    function: Callable[..., torch.Tensor]
+    shift_div: int | None
+
+
+SHIFTS = {
+    "patch": Shift(patch_shift, None),
+    "channel": Shift(channel_shift, 8),
+    "mixing": Shift(mixing_shift, 4),
+    "periodic": Shift(periodic_shift, 4),
+    "plain": Shift(periodic_shift, 4),
+    "token": Shift(token_shift, 4),
+}
 
 HANDLES = "_temporal_shift_handles"  # on the base model while it is plugged
+
+
+Move = Callable[[torch.Tensor], torch.Tensor]
 
 
 class FrameLayout(NamedTuple):
@@ -87,9 +105,7 @@ class FrameLayout(NamedTuple):
         return math.isqrt(places), math.isqrt(places)
 
 
-def shift_in_time(
-    hidden_states: torch.Tensor, layout: FrameLayout, move: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
+def shift_in_time(hidden_states: torch.Tensor, layout: FrameLayout, move: Move) -> torch.Tensor:
     """`move`, a shift of (batch, frames, ..., channels), on the batch of a layer."""
     return move(layout.split(hidden_states)).reshape(hidden_states.shape)
 
@@ -108,9 +124,6 @@ def shift_patches(
     maps = clip[:, :, prefix:].unflatten(2, layout.map_of(clip.shape[2] - prefix))
     shifted = patch_shift(maps, pattern, inverse).flatten(2, 3)
     return torch.cat((clip[:, :, :prefix], shifted), dim=2).flatten(0, 1)
-
-
-Move = Callable[[torch.Tensor], torch.Tensor]
 
 
 def replace_hidden_states(move: Move, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -161,7 +174,8 @@ class ClipCheck(NamedTuple):
         if self.layout is None:
             return
         grid = patch_grid(shape[2:], self.patch_size, self.layout.windowed)
-        if grid != self.layout.grid and not (self.any_square and grid[0] == grid[1]):
+        square = self.any_square and grid == self.layout.map_of(grid[0] * grid[1])
+        if grid != self.layout.grid and not square:
             raise ValueError(
                 f"The temporal shift was added for maps of {self.layout.grid[0]} x {self.layout.grid[1]} patches"
                 f"{' and square ones' if self.any_square else ''}; images of {shape[2]} x {shape[3]} pixels have {grid[0]} x "
@@ -230,11 +244,13 @@ def check_layer_numbers(layers: Iterable[int] | None, count: int) -> list[int]:
     """The numbers of the layers that shift, sorted."""
     if layers is None:
         return list(range(count))
-    numbers = sorted(set(layers))
+    if not isinstance(layers, Iterable):
+        raise ValueError(f"layers is a list of layer numbers, or None for all; got {layers!r}.")
+    numbers = list(layers)
     outside = [number for number in numbers if not isinstance(number, int) or not 0 <= number < count]
     if outside or not numbers:
         raise ValueError(f"layers names {outside or 'none'}; there are layers 0 to {count - 1} (None: all).")
-    return numbers
+    return sorted(set(numbers))
 
 
 def check_given_for_another_shift(shift: str, **settings):
@@ -243,19 +259,60 @@ def check_given_for_another_shift(shift: str, **settings):
             raise ValueError(f"{name} is a setting of shift={' or '.join(map(repr, meant_for))}, not of {shift!r}.")
 
 
-def channels_to_divide(shift: str, attention: nn.Module) -> int:
-    """How many channels `shift_div` divides."""
+def check_something_moves(shift: str, shift_div: int, window: int, number: int, attention: nn.Module):
+    """The channels that `shift_div` divides give each moving group one at least."""
     width, inner = attention.q_proj.in_features, attention.o_proj.in_features
     heads = inner // attention.head_dim
     if shift == "channel" and width % heads:
         raise ValueError(f"shift='channel' goes head by head: {width} channels are no multiple of {heads} heads.")
-    return {
-        "channel": width // heads,
-        "mixing": inner,
-        "periodic": attention.head_dim,
-        "plain": inner,
-        "token": width,
-    }[shift]
+    divided = {"channel": width // heads, "periodic": attention.head_dim, "token": width}
+    channels = divided.get(shift, inner)
+    if channels // shift_div // window == 0:
+        raise ValueError(
+            f"shift={shift!r} would move nothing in layer {number}: shift_div={shift_div} of {channels} channels"
+            f"{f' in a temporal window of {window}' if window > 1 else ''} is less than one."
+        )
+
+
+def layouts_of_layers(
+    base: nn.Module, family: ImageTransformer, num_frames: int, image_size: int | Sequence[int] | None
+) -> list[FrameLayout]:
+    """How the frames lie in each layer, for images of this size (None: the config's)."""
+    sizes, patch_size = pair(base.config.image_size if image_size is None else image_size), pair(base.config.patch_size)
+    for side, patch in zip(sizes, patch_size, strict=True):
+        check_at_least("image_size", side, patch)
+    grid = patch_grid(sizes, patch_size, family.windowed)
+    prefix_tokens = family.prefix_tokens + getattr(base.config, "num_register_tokens", 0)
+    layout = FrameLayout(num_frames, prefix_tokens, grid, family.windowed)
+    if not family.windowed:
+        return [layout] * base.config.num_hidden_layers
+    # the map of each stage is half as high and half as wide as the one before, rounded up
+    stages = [stage for stage, depth in enumerate(base.config.depths) for _ in range(depth)]
+    return [layout._replace(grid=tuple(-(-side // 2**stage) for side in grid)) for stage in stages]
+
+
+def hook_layer(
+    layer: nn.Module, family: ImageTransformer, shift: str, move: Move, move_back: Move | None = None
+) -> list[RemovableHandle]:
+    """The hooks of a shift on a layer. `move` goes there, `move_back` (of the patch shift) undoes it."""
+    attention = layer.attention
+    if shift == "mixing":
+        return [
+            projection.register_forward_hook(partial(replace_output, move))
+            for projection in (attention.k_proj, attention.v_proj)
+        ]
+    if shift in ("periodic", "plain"):
+        return [attention.o_proj.register_forward_pre_hook(partial(replace_input, move))]
+    reads_moved = partial(replace_hidden_states, move)
+    if shift == "token":
+        return [
+            layer.register_forward_pre_hook(reads_moved, with_kwargs=True),
+            layer.get_submodule(family.mlp_norm).register_forward_pre_hook(partial(shift_class_token_in_place, move)),
+        ]
+    handles = [attention.register_forward_pre_hook(reads_moved, with_kwargs=True)]
+    if move_back is not None:
+        handles.append(attention.o_proj.register_forward_pre_hook(partial(replace_input, move_back)))
+    return handles
 
 
 def add_temporal_shift(
@@ -274,7 +331,8 @@ def add_temporal_shift(
 
     The model then takes (batch * num_frames, channels, height, width), the frames of each clip one after the other, and
     gives its outputs per frame. Nothing is learned anew: parameters, state dict and config stay as they are. On a clip of
-    equal frames "patch" and "channel" leave the features of the image model.
+    equal frames "patch" and "channel" leave the features of the image model; the others read zeros beyond the ends of a
+    clip. With "token" each of `hidden_states` but the last is what its layer reads, after the shift.
 
     Args:
         model: ViTModel, DeiTModel, Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel, SwinModel, BeitModel of
@@ -312,7 +370,7 @@ def add_temporal_shift(
     check_given_for_another_shift(
         shift,
         pattern=(pattern, ["patch"]),
-        shift_div=(shift_div, [name for name, default in SHIFTS.items() if default]),
+        shift_div=(shift_div, [name for name in SHIFTS if name != "patch"]),
         segment_length=(segment_length, ["mixing"]),
         temporal_window=(temporal_window, ["mixing"]),
     )
@@ -326,68 +384,37 @@ def add_temporal_shift(
     if shift == "patch":
         offsets = resolve_patch_shift_pattern("C" if pattern is None else pattern)
     else:
-        shift_div = SHIFTS[shift] if shift_div is None else shift_div
+        shift_div = SHIFTS[shift].shift_div if shift_div is None else shift_div
         check_at_least("shift_div", shift_div, 2)
         for number in numbers:
-            channels = channels_to_divide(shift, all_layers[number].attention)
-            if channels // shift_div // window == 0:
-                raise ValueError(
-                    f"shift={shift!r} would move nothing in layer {number}: shift_div={shift_div} of {channels} channels"
-                    f"{f' in a temporal window of {window}' if window > 1 else ''} is less than one."
-                )
-    patch_size = pair(base.config.patch_size)
-    for side, patch in zip(pair(base.config.image_size if image_size is None else image_size), patch_size, strict=True):
-        check_at_least("image_size", side, patch)
-    grid = patch_grid(pair(base.config.image_size if image_size is None else image_size), patch_size, family.windowed)
-
-    prefix_tokens = family.prefix_tokens + getattr(base.config, "num_register_tokens", 0)
-    layout = FrameLayout(num_frames, prefix_tokens, grid, family.windowed)
+            check_something_moves(shift, shift_div, window, number, all_layers[number].attention)
+    layouts = layouts_of_layers(base, family, num_frames, image_size)
     check = ClipCheck(
         num_frames,
-        patch_size,
-        layout if family.windowed or shift == "patch" else None,
+        pair(base.config.patch_size),
+        layouts[0] if family.windowed or shift == "patch" else None,
         any_square=image_size is None and not family.windowed,
     )
-    layouts = [layout] * len(all_layers)
-    if family.windowed:  # the map of each stage is half as high and half as wide, rounded up
-        halvings = [stage for stage, depth in enumerate(base.config.depths) for _ in range(depth)]
-        layouts = [layout._replace(grid=tuple(-(-side // 2**times) for side in grid)) for times in halvings]
 
     handles = [base.register_forward_pre_hook(check, with_kwargs=True)]
     for number in numbers:
-        layer, layout = all_layers[number], layouts[number]
-        attention = layer.attention
-        heads = attention.o_proj.in_features // attention.head_dim
+        layer = all_layers[number]
         if shift == "patch":
-            there = partial(shift_patches, layout=layout, pattern=offsets, inverse=False)
-            back = partial(shift_patches, layout=layout, pattern=offsets, inverse=True)
-            handles += [
-                attention.register_forward_pre_hook(partial(replace_hidden_states, there), with_kwargs=True),
-                attention.o_proj.register_forward_pre_hook(partial(replace_input, back)),
+            moves = [
+                partial(shift_patches, layout=layouts[number], pattern=offsets, inverse=back) for back in (False, True)
             ]
-        elif shift == "channel":
-            move = partial(
-                shift_in_time, layout=layout, move=partial(channel_shift, shift_div=shift_div, num_heads=heads)
-            )
-            handles.append(attention.register_forward_pre_hook(partial(replace_hidden_states, move), with_kwargs=True))
-        elif shift == "mixing":
-            mix = partial(mixing_shift, shift_div=shift_div, segment_length=segment_length, window=window)
-            move = partial(shift_in_time, layout=layout, move=mix)
-            handles += [
-                projection.register_forward_hook(partial(replace_output, move))
-                for projection in (attention.k_proj, attention.v_proj)
-            ]
-        elif shift in ("periodic", "plain"):
-            exchange = partial(periodic_shift, shift_div=shift_div, num_heads=heads if shift == "periodic" else 1)
-            move = partial(shift_in_time, layout=layout, move=exchange)
-            handles.append(attention.o_proj.register_forward_pre_hook(partial(replace_input, move)))
         else:
-            move = partial(shift_in_time, layout=layout, move=partial(token_shift, shift_div=shift_div))
-            norm = layer.get_submodule(family.mlp_norm)
-            handles += [
-                layer.register_forward_pre_hook(partial(replace_hidden_states, move), with_kwargs=True),
-                norm.register_forward_pre_hook(partial(shift_class_token_in_place, move)),
-            ]
+            heads = layer.attention.o_proj.in_features // layer.attention.head_dim
+            settings = {
+                "channel": {"num_heads": heads},
+                "mixing": {"segment_length": segment_length, "window": window},
+                "periodic": {"num_heads": heads},
+                "plain": {"num_heads": 1},
+                "token": {},
+            }[shift]
+            move = partial(SHIFTS[shift].function, shift_div=shift_div, **settings)
+            moves = [partial(shift_in_time, layout=layouts[number], move=move)]
+        handles += hook_layer(layer, family, shift, *moves)
     setattr(base, HANDLES, handles)
     return model
 
