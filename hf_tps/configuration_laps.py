@@ -188,9 +188,10 @@ class LAPSConfig(PreTrainedConfig):
             raise ValueError(
                 f"embed_dim={self.embed_dim} must be a multiple of 2 and of conv_groups={self.conv_groups}."
             )
-        multiple = 32 if self.backbone == "visformer" else self.patch_size
-        if self.image_size % multiple:
-            raise ValueError(f"image_size={self.image_size} must be a multiple of {multiple} for a {self.backbone}.")
+        if self.backbone == "visformer" and self.image_size < 32:
+            raise ValueError(f"image_size must be at least 32 for a visformer, got {self.image_size}.")
+        if self.backbone == "vit" and self.image_size % self.patch_size:
+            raise ValueError(f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}.")
         if self.shift == "token" and self.backbone != "vit":
             raise ValueError("shift='token' moves class tokens, which only backbone='vit' has.")
         if self.shift is not None and self.shift_div < 2:

@@ -501,6 +501,14 @@ VISFORMER_FREE_FIELDS = ("image_size",)
 _VISFORMER_HEADS = {192: 3, 384: 6}
 
 
+def visformer_map_side(image_size: int, stage: int) -> int:
+    """
+    Places along a side of a stage's map: the stem halves an image, rounded up; the patch embeddings divide by 4, 2 and 2,
+    rounded down (360 pixels: 45, 22, 11).
+    """
+    return -(-image_size // 2) // (4 * 2**stage)
+
+
 def is_visformer(state_dict: dict[str, torch.Tensor]) -> bool:
     return "patch_embed1.proj.weight" in state_dict
 
@@ -605,7 +613,7 @@ def resize_visformer_positions(weights: dict[str, torch.Tensor], image_size: int
     resized = dict(weights)
     for stage in range(3):
         name = f"stages.{stage}.position_embeddings"
-        side = image_size // (8 * 2**stage)
+        side = visformer_map_side(image_size, stage)
         if weights[name].shape[2:] != (side, side):
             resized[name] = nn.functional.interpolate(weights[name].float(), size=(side, side), mode="bicubic")
     return resized

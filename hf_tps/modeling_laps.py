@@ -23,6 +23,7 @@ from .image_weights import (
     resize_visformer_positions,
     resize_vit_positions,
     visformer_image_fields,
+    visformer_map_side,
     vit_image_fields,
 )
 from .leap_attention import leap_order, leap_pairs
@@ -202,7 +203,7 @@ class VisformerStage(nn.Module):
         super().__init__()
         channels = config.embed_dim // 2 * 2**stage
         before = config.stem_channels if stage == 0 else channels // 2
-        side = config.image_size // (8 * 2**stage)
+        side = visformer_map_side(config.image_size, stage)
         self.embedding = VisformerEmbedding(config, before, channels, patch_size=4 if stage == 0 else 2)
         self.position_embeddings = nn.Parameter(torch.empty(1, channels, side, side))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
@@ -360,7 +361,7 @@ class LAPSModel(LAPSPreTrainedModel):
         r"""
         Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised; any number of frames that the leap levels
-                can pair; height and width multiples of 32 (Visformer) or of the patch (ViT).
+                can pair; height and width of at least 32 (Visformer), or multiples of the patch (ViT).
             kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`.
 
         Returns:
@@ -372,14 +373,14 @@ class LAPSModel(LAPSPreTrainedModel):
 
         Raises:
             ValueError: for another rank or number of channels, a number of frames that a leap level cannot pair, a size that
-                is no multiple of the patch, and for pixels that are not floats.
+                is too small or no multiple of the patch, and for pixels that are not floats.
         """
         check_pixel_values(pixel_values, self.config.num_channels)
         batch, frames, _, height, width = pixel_values.shape
         for level in self.config.levels():
             leap_pairs(frames, level)
-        if self.config.backbone == "visformer" and (height % 32 or width % 32):
-            raise ValueError(f"Height and width must be multiples of 32 pixels; got {height} x {width}.")
+        if self.config.backbone == "visformer" and min(height, width) < 32:
+            raise ValueError(f"Height and width must be at least 32 pixels; got {height} x {width}.")
         tokens, features = self.backbone(pixel_values.flatten(0, 1), frames, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens.unflatten(0, (batch, frames)).flatten(1, 2),

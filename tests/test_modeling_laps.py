@@ -142,9 +142,24 @@ def test_a_clip_that_the_levels_cannot_pair_is_refused(backbone):
         model(torch.randn(1, 6, 3, 32, 32))
 
 
-def test_an_image_that_does_not_divide_into_patches_is_refused():
-    with pytest.raises(ValueError, match="multiples of 32 pixels; got 40 x 32"):
-        micro_models.classifier("laps")(torch.randn(1, 8, 3, 40, 32))
+def test_images_that_are_too_small_or_no_multiple_of_the_patch_are_refused():
+    with pytest.raises(ValueError, match="at least 32 pixels; got 24 x 32"):
+        micro_models.classifier("laps")(torch.randn(1, 8, 3, 24, 32))
+    with pytest.raises(ValueError, match="multiples of the patch of 8 pixels; got 36 x 32"):
+        micro_models.classifier("laps", **VIT)(torch.randn(1, 8, 3, 36, 32))
+
+
+def test_the_360_pixel_visformer_of_the_release_can_be_made():
+    model = on_meta(image_size=360, num_frames=32, leap_levels=((1, 2, 3, 4), (5, 1, 2, 3)))
+    positions = [tuple(stage.position_embeddings.shape[2:]) for stage in model.laps.backbone.stages]
+    assert positions == [(45, 45), (22, 22), (11, 11)]
+    small = micro_models.classifier("laps", image_size=72)  # 9, 4 and 2 places
+    maps = []
+    hook = torch.nn.functional.interpolate
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(torch.nn.functional, "interpolate", lambda *a, **k: maps.append(1) or hook(*a, **k))
+        assert small(torch.randn(1, 8, 3, 72, 72)).logits.isfinite().all()
+    assert maps == [], "positions made for this image size were interpolated"
 
 
 def test_running_statistics_of_all_norms_can_be_reached_for_precise_batch_norm():
@@ -169,7 +184,8 @@ def test_running_statistics_of_all_norms_can_be_reached_for_precise_batch_norm()
         ({"depths": (12,)}, "depths of a visformer has 3 numbers"),
         ({"backbone": "vit", "depths": (7, 4, 4)}, "depths of a vit has 1 numbers"),
         ({"num_heads": 7}, "multiple of num_heads=7"),
-        ({"image_size": 100}, "multiple of 32"),
+        ({"image_size": 16}, "image_size must be at least 32"),
+        ({"backbone": "vit", "image_size": 100}, "multiple of patch_size=16"),
         ({"shift_div": 1}, "shift_div must be at least 2"),
         ({"leap_levels": (1, 2)}, "one tuple for the second and one for the third"),
         ({"leap_levels": ((1,), ())}, "one tuple for the second and one for the third"),
