@@ -1,14 +1,16 @@
 """Original LAPS and TokShift checkpoints, rebuilt from the goldens, through the real converter and the Auto classes."""
 
-import re
+from functools import partial
 from pathlib import Path
 
+import conversion_checks
 import convert_laps
 import golden_cases
 import pytest
 import recipe
 import torch
 import yaml
+from conversion_checks import logits_of
 from transformers import AutoModelForVideoClassification
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
@@ -32,23 +34,12 @@ def convert(checkpoint: Path, output_dir: Path, *flags: str) -> int:
     return convert_laps.main([str(checkpoint), "--output_dir", str(output_dir), *flags])
 
 
-def logits_of(folder: Path, golden: dict) -> torch.Tensor:
-    model = AutoModelForVideoClassification.from_pretrained(folder)
-    with torch.no_grad():
-        return model(golden_cases.pixel_values(golden)).logits
-
-
 @pytest.fixture
 def micro() -> dict:
     return golden_cases.load("laps_visformer_micro")
 
 
-def assert_refused(checkpoint: Path, tmp_path: Path, capsys, message: str, *flags: str) -> None:
-    before = sorted(tmp_path.iterdir())
-    assert convert(checkpoint, tmp_path / "out", *flags) == 1
-    error = capsys.readouterr().err
-    assert re.search(message, error), error
-    assert sorted(tmp_path.iterdir()) == before, "a failed conversion left something behind"
+assert_refused = partial(conversion_checks.assert_refused, convert_laps.main)
 
 
 @pytest.mark.parametrize("case", MICRO + FULL)

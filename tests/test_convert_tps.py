@@ -3,18 +3,20 @@
 import json
 import os
 import pickle
-import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import conversion_checks
 import convert_tps
 import golden_cases
 import numpy as np
 import pytest
 import recipe
 import torch
+from conversion_checks import logits_of
 from transformers import AutoModelForVideoClassification, pipeline
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from video_files import moving_frames, write_video
@@ -36,6 +38,9 @@ def convert(checkpoint: Path, output_dir: Path, *flags: str) -> int:
     return convert_tps.main([str(checkpoint), "--output_dir", str(output_dir), *flags])
 
 
+assert_refused = partial(conversion_checks.assert_refused, convert_tps.main)
+
+
 @pytest.fixture(scope="module")
 def micro() -> dict:
     return golden_cases.load("tps_micro")
@@ -44,12 +49,6 @@ def micro() -> dict:
 @pytest.fixture
 def micro_file(micro, tmp_path) -> Path:
     return golden_cases.write_checkpoint(micro, tmp_path / "micro.pth")
-
-
-def logits_of(folder: Path, golden: dict) -> torch.Tensor:
-    model = AutoModelForVideoClassification.from_pretrained(folder)
-    with torch.no_grad():
-        return model(golden_cases.pixel_values(golden)).logits
 
 
 @pytest.mark.parametrize("case", MICRO + FULL)
@@ -207,15 +206,6 @@ def test_bad_class_names_are_an_error(labels, message, micro_file, tmp_path, cap
     if labels is not None:
         (tmp_path / "names.txt").write_text(labels)
     assert_refused(micro_file, tmp_path, capsys, message, "--labels", str(tmp_path / "names.txt"))
-
-
-def assert_refused(checkpoint: Path, tmp_path: Path, capsys, message: str, *flags: str) -> None:
-    before = sorted(tmp_path.iterdir())
-    assert convert(checkpoint, tmp_path / "out", *flags) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") or "\nerror: " in error
-    assert re.search(message, error), error
-    assert sorted(tmp_path.iterdir()) == before, "a failed conversion left something behind"
 
 
 SPOILED = {

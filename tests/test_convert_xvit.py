@@ -1,13 +1,15 @@
 """Original XViT checkpoints, rebuilt from the goldens, through the real converter and the Auto classes."""
 
-import re
+from functools import partial
 from pathlib import Path
 
+import conversion_checks
 import convert_xvit
 import golden_cases
 import pytest
 import recipe
 import torch
+from conversion_checks import logits_of
 from transformers import AutoModelForVideoClassification, ViTConfig, ViTModel
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
@@ -25,23 +27,12 @@ def heads_of(golden: dict) -> list[str]:
     return [] if facts["width"] == 768 else ["--num_attention_heads", str(facts["heads"])]
 
 
-def logits_of(folder: Path, golden: dict) -> torch.Tensor:
-    model = AutoModelForVideoClassification.from_pretrained(folder)
-    with torch.no_grad():
-        return model(golden_cases.pixel_values(golden)).logits
-
-
 @pytest.fixture
 def micro() -> dict:
     return golden_cases.load("xvit_micro")
 
 
-def assert_refused(checkpoint: Path, tmp_path: Path, capsys, message: str, *flags: str) -> None:
-    before = sorted(tmp_path.iterdir())
-    assert convert(checkpoint, tmp_path / "out", *flags) == 1
-    error = capsys.readouterr().err
-    assert re.search(message, error), error
-    assert sorted(tmp_path.iterdir()) == before, "a failed conversion left something behind"
+assert_refused = partial(conversion_checks.assert_refused, convert_xvit.main)
 
 
 @pytest.mark.parametrize("case", MICRO + FULL)
