@@ -38,9 +38,8 @@ class Converted:
     """A checkpoint in the terms of this package, ready to be written."""
 
     config: PreTrainedConfig
-    state_dict: dict[
-        str, torch.Tensor
-    ]  # of the `ForVideoClassification` class; without classifier.*: a new one is made
+    # of the `ForVideoClassification` class; without classifier.*: a new one is made
+    state_dict: dict[str, torch.Tensor]
     model_class: type[PreTrainedModel]
     processor_settings: dict
     kind: str  # what the file was recognised as, for people
@@ -383,7 +382,8 @@ def move_into_place(staging: Path, output_dir: Path) -> None:
 
 def model_card(converted: Converted, arguments: argparse.Namespace) -> str:
     """README.md of the folder: what it is, where it comes from, how it is used. Says nothing that was not checked."""
-    digest = hashlib.sha256(arguments.checkpoint.read_bytes()).hexdigest()
+    with arguments.checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     config, settings = converted.config, converted.processor_settings
     views = settings.get("num_clips", 1) * settings.get("num_crops", 1)
     notes = "".join(f"- {note}\n" for note in converted.notes)

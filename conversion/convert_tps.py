@@ -69,11 +69,7 @@ def convert(arguments: argparse.Namespace) -> Converted:
     """
     source = arguments.checkpoint
     loaded = read_torch_file(source)
-    if "model" in loaded and "state_dict" not in loaded:
-        state_dict = unwrap_state_dict(loaded, ("model",), str(source))
-    else:
-        state_dict = unwrap_state_dict(loaded, ("state_dict",), str(source))
-    state_dict = strip_prefix(state_dict, "module.")
+    state_dict = strip_prefix(unwrap_state_dict(loaded, ("state_dict", "model"), str(source)), "module.")
     check_family(list(state_dict), ("tps",), source)
 
     embedding = state_dict.get("backbone.patch_embed.proj.weight", state_dict.get("patch_embed.proj.weight"))

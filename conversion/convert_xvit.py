@@ -30,9 +30,7 @@ from common import (
 from hf_tps import XViTConfig, XViTForVideoClassification
 from hf_tps.image_weights import (
     ImageCheckpoint,
-    infer_vit_sizes,
     read_torch_file,
-    rename_vit_weights,
     resize_vit_positions,
     timm_vit_name,
     unwrap_state_dict,
@@ -97,9 +95,8 @@ def convert_video_checkpoint(
     unknown = [key for key in state_dict if not key.startswith(tuple(part))]
     if unknown:
         raise ConversionError(f"{source} is no XViT checkpoint: " + "; ".join(f"unknown key {k}" for k in unknown[:20]))
-    weights = rename_vit_weights(part["base_model."])
-    sizes = infer_vit_sizes(weights, str(source), arguments.num_attention_heads)
-    weights["embeddings.projection.weight"] = weights["embeddings.projection.weight"].flatten(1)
+    backbone = ImageCheckpoint(part["base_model."], None, str(source))
+    sizes, weights = vit_image_fields(backbone, arguments.num_attention_heads)
     temporal = weights.pop("temp_embed", None)
     if temporal is None or temporal.ndim != 4:
         raise ConversionError(f"{source}: missing key base_model.temp_embed of shape (1, frames, 1, channels).")

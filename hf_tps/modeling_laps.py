@@ -28,9 +28,9 @@ from .image_weights import (
 )
 from .leap_attention import leap_order, leap_pairs
 from .temporal_shift import periodic_shift, token_shift
-from .video_layers import DropPath, eager_attention_forward
+from .video_layers import MLP, DropPath, drop_path_rates, eager_attention_forward
 from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
-from .vit_layers import ViTEmbeddings, ViTMLP, attend
+from .vit_layers import ViTEmbeddings, attend
 
 
 class LAPSAttention(nn.Module):
@@ -87,7 +87,7 @@ class LAPSViTBlock(GradientCheckpointingLayer):
         self.attention = LAPSAttention(config, config.embed_dim, level, bias=True)
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
         hidden = int(config.mlp_ratio * config.embed_dim)
-        self.mlp = ViTMLP(config.embed_dim, hidden, config.hidden_act, config.hidden_dropout_prob)
+        self.mlp = MLP(config.embed_dim, hidden, config.hidden_act, config.hidden_dropout_prob)
         self.drop_path = DropPath(drop_path_rate)
 
     def shift_class_token(self, hidden_states: torch.Tensor, frames: int) -> torch.Tensor:
@@ -110,10 +110,9 @@ class LAPSViT(nn.Module):
         self.embeddings = ViTEmbeddings(
             config.num_channels, config.image_size, config.patch_size, config.embed_dim, config.hidden_dropout_prob
         )
-        depth = config.depths[0]
         self.blocks = nn.ModuleList(
-            LAPSViTBlock(config, config.level_of_block(0, block), config.drop_path_rate * block / max(depth - 1, 1))
-            for block in range(depth)
+            LAPSViTBlock(config, config.level_of_block(0, block), rate)
+            for block, rate in enumerate(drop_path_rates(config.drop_path_rate, config.depths[0]))
         )
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
 
@@ -140,19 +139,6 @@ class VisformerConvMLP(nn.Module):
         return self.conv3(self.activation(self.conv2(self.activation(self.conv1(maps)))))
 
 
-class VisformerMLP(nn.Module):
-    """MLP of the later stages. 1 x 1 convolutions are linear layers on the channels, which lie last in memory."""
-
-    def __init__(self, config: LAPSConfig, channels: int):
-        super().__init__()
-        self.fc1 = nn.Linear(channels, int(config.mlp_ratio * channels), bias=False)
-        self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(int(config.mlp_ratio * channels), channels, bias=False)
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation(self.fc1(maps.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
-
-
 class VisformerConvBlock(GradientCheckpointingLayer):
     """A block of the first stage: no attention."""
 
@@ -174,14 +160,15 @@ class VisformerBlock(GradientCheckpointingLayer):
         self.norm1 = nn.BatchNorm2d(channels, eps=config.batch_norm_eps)
         self.attention = LAPSAttention(config, channels, level, bias=False)
         self.norm2 = nn.BatchNorm2d(channels, eps=config.batch_norm_eps)
-        self.mlp = VisformerMLP(config, channels)
+        # 1 x 1 convolutions are linear layers on the channels, which lie last in memory
+        self.mlp = MLP(channels, int(config.mlp_ratio * channels), config.hidden_act, bias=False)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, maps: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
         tokens = self.norm1(maps).permute(0, 2, 3, 1).flatten(1, 2)
         attended, _ = self.attention(tokens, frames, **kwargs)
         maps = maps + self.drop_path(attended.unflatten(1, maps.shape[2:]).permute(0, 3, 1, 2))
-        return maps + self.drop_path(self.mlp(self.norm2(maps)))
+        return maps + self.drop_path(self.mlp(self.norm2(maps).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
 
 class VisformerEmbedding(nn.Module):
@@ -242,8 +229,7 @@ class LAPSVisformer(nn.Module):
 
     def __init__(self, config: LAPSConfig):
         super().__init__()
-        total = sum(config.depths)
-        rates = [config.drop_path_rate * index / max(total - 1, 1) for index in range(total)]
+        rates = drop_path_rates(config.drop_path_rate, sum(config.depths))
         starts = [sum(config.depths[:stage]) for stage in range(3)]
         self.stem = VisformerStem(config)
         self.stages = nn.ModuleList(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -17,7 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_tps import TPSConfig
 from .image_weights import SWIN_FREE_FIELDS, ImageCheckpoint, check_given_sizes, inflate_swin, swin_image_fields
 from .temporal_shift import channel_shift, resolve_patch_shift_pattern
-from .video_layers import DropPath, eager_attention_forward
+from .video_layers import MLP, DropPath, drop_path_rates, eager_attention_forward
 from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
 from .window_layout import relative_position_index, temporal_resize_matrix, window_grid, window_layout
 
@@ -144,18 +143,6 @@ class TPSAttention(nn.Module):
         return attended.view(batch, frames, height, width, channels), weights
 
 
-class TPSMLP(nn.Module):
-    def __init__(self, config: TPSConfig, channels: int):
-        super().__init__()
-        self.fc1 = nn.Linear(channels, int(config.mlp_ratio * channels))
-        self.activation = ACT2FN[config.hidden_act]
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.fc2 = nn.Linear(int(config.mlp_ratio * channels), channels)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(hidden_states)))))
-
-
 class TPSBlock(GradientCheckpointingLayer):
     """One Swin block (TPS figure 4): attention with the block's temporal shift, then the MLP, both pre-normalised."""
 
@@ -172,7 +159,7 @@ class TPSBlock(GradientCheckpointingLayer):
         self.norm1 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
         self.attention = TPSAttention(config, channels, num_heads, shifted, temporal_shift)
         self.norm2 = nn.LayerNorm(channels, eps=config.layer_norm_eps)
-        self.mlp = TPSMLP(config, channels)
+        self.mlp = MLP(channels, int(config.mlp_ratio * channels), config.hidden_act, config.hidden_dropout_prob)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
@@ -270,8 +257,7 @@ class TPSModel(TPSPreTrainedModel):
     def __init__(self, config: TPSConfig):
         super().__init__(config)
         config.validate_architecture()
-        blocks = sum(config.depths)
-        rates = [config.drop_path_rate * index / max(blocks - 1, 1) for index in range(blocks)]
+        rates = drop_path_rates(config.drop_path_rate, sum(config.depths))
         starts = [sum(config.depths[:stage]) for stage in range(len(config.depths))]
         self.embeddings = TPSEmbeddings(config)
         self.stages = nn.ModuleList(

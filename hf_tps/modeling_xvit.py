@@ -22,9 +22,9 @@ from .image_weights import (
     vit_image_fields,
 )
 from .temporal_shift import mixing_shift
-from .video_layers import DropPath, eager_attention_forward
+from .video_layers import MLP, DropPath, drop_path_rates, eager_attention_forward
 from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
-from .vit_layers import ViTEmbeddings, ViTMLP, attend
+from .vit_layers import ViTEmbeddings, attend
 
 
 class XViTSelfAttention(nn.Module):
@@ -89,7 +89,7 @@ class XViTBlock(GradientCheckpointingLayer):
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = XViTMixingAttention(config, mixes)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = ViTMLP(config.hidden_size, config.intermediate_size, config.hidden_act, config.hidden_dropout_prob)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act, config.hidden_dropout_prob)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
@@ -106,7 +106,7 @@ class XViTTemporalLayer(nn.Module):
         self.norm1 = nn.LayerNorm(config.hidden_size, eps=1e-5)
         self.attention = XViTSelfAttention(config, config.temporal_head_heads, qkv_bias=False)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=1e-5)
-        self.mlp = ViTMLP(config.hidden_size, 4 * config.hidden_size, config.hidden_act)
+        self.mlp = MLP(config.hidden_size, 4 * config.hidden_size, config.hidden_act)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = hidden_states + self.attention(self.norm1(hidden_states))[0]
@@ -192,14 +192,13 @@ class XViTModel(XViTPreTrainedModel):
     def __init__(self, config: XViTConfig):
         super().__init__(config)
         config.validate_architecture()
-        layers = config.num_hidden_layers
         self.embeddings = ViTEmbeddings(
             config.num_channels, config.image_size, config.patch_size, config.hidden_size, config.hidden_dropout_prob
         )
         self.temporal_embeddings = nn.Parameter(torch.empty(config.num_temporal_embeddings, config.hidden_size))
         self.blocks = nn.ModuleList(
-            XViTBlock(config, config.mixes(layer), config.drop_path_rate * layer / max(layers - 1, 1))
-            for layer in range(layers)
+            XViTBlock(config, config.mixes(layer), rate)
+            for layer, rate in enumerate(drop_path_rates(config.drop_path_rate, config.num_hidden_layers))
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.temporal_head = XViTTemporalHead(config)

@@ -3,6 +3,7 @@
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
 
 class DropPath(nn.Module):
@@ -20,6 +21,25 @@ class DropPath(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
+
+
+def drop_path_rates(rate: float, blocks: int) -> list[float]:
+    """Stochastic depth of each block: it grows linearly from 0 at the first to `rate` at the last."""
+    return [rate * block / max(blocks - 1, 1) for block in range(blocks)]
+
+
+class MLP(nn.Module):
+    """The MLP of a transformer block, on the last axis."""
+
+    def __init__(self, channels: int, hidden_channels: int, activation: str, dropout: float = 0.0, bias: bool = True):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, hidden_channels, bias=bias)
+        self.activation = ACT2FN[activation]
+        self.dropout = nn.Dropout(dropout)
+        self.fc2 = nn.Linear(hidden_channels, channels, bias=bias)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(hidden_states)))))
 
 
 def eager_attention_forward(

@@ -1,11 +1,10 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
-"""Parts of a vision transformer that XViT and LAPS share: frames to tokens, MLP, attention over given groups of tokens."""
+"""Parts of a vision transformer that XViT and LAPS share: frames to tokens, attention over given groups of tokens."""
 
 from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers.activations import ACT2FN
 
 
 def resize_positions(positions: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -56,18 +55,6 @@ class ViTEmbeddings(nn.Module):
         tokens = torch.cat((self.class_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         grid = resize_positions(self.position_embeddings[:, 1:], height // patch, width // patch)
         return self.dropout(tokens + torch.cat((self.position_embeddings[:, :1], grid), dim=1))
-
-
-class ViTMLP(nn.Module):
-    def __init__(self, channels: int, hidden_channels: int, activation: str, dropout: float = 0.0):
-        super().__init__()
-        self.fc1 = nn.Linear(channels, hidden_channels)
-        self.activation = ACT2FN[activation]
-        self.dropout = nn.Dropout(dropout)
-        self.fc2 = nn.Linear(hidden_channels, channels)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(hidden_states)))))
 
 
 def attend(

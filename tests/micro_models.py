@@ -51,6 +51,19 @@ def classifier(model_type: str, **overrides):
     return model_class(config(model_type, **overrides)).eval()
 
 
+def processor(model_config, **settings) -> hf_tps.TPSVideoProcessor:
+    """A processor whose crops have the model's size."""
+    size = model_config.image_size
+    return hf_tps.TPSVideoProcessor(
+        **{
+            "num_frames": model_config.num_frames,
+            "size": {"shortest_edge": size},
+            "crop_size": {"height": size, "width": size},
+            **settings,
+        }
+    )
+
+
 def clip(model_config, batch: int = 2) -> torch.Tensor:
     size = model_config.image_size
     return torch.randn(batch, model_config.num_frames, model_config.num_channels, size, size)

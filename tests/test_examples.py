@@ -10,20 +10,12 @@ import pytest
 from PIL import Image
 from video_files import moving_frames, write_video
 
-import hf_tps
-
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     model = micro_models.classifier("tps")
     model.config.id2label = {index: f"action {index}" for index in range(5)}
-    size = model.config.image_size
-    processor = hf_tps.TPSVideoProcessor(
-        num_frames=model.config.num_frames,
-        num_crops=3,
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-    )
+    processor = micro_models.processor(model.config, num_crops=3)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     return tmp_path / "model"

@@ -64,13 +64,7 @@ print("ANSWER" + json.dumps([first, second]))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_saved_folder_works_without_the_package_and_again_after_saving_there(family, tmp_path):
     model = micro_models.classifier(family)
-    size = model.config.image_size
-    processor = hf_tps.TPSVideoProcessor(
-        num_frames=model.config.num_frames,
-        num_crops=3,
-        size={"shortest_edge": size},
-        crop_size={"height": size, "width": size},
-    )
+    processor = micro_models.processor(model.config, num_crops=3)
     folder, video, saved = tmp_path / "folder", tmp_path / "clip.mp4", tmp_path / "saved"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -110,8 +104,7 @@ def test_a_saved_folder_works_without_the_package_and_again_after_saving_there(f
 def test_loading_and_saving_with_the_package_keeps_the_folder_complete(family, tmp_path):
     model = micro_models.classifier(family)
     size = model.config.image_size
-    crop = {"height": size, "width": size}
-    processor = hf_tps.TPSVideoProcessor(num_frames=model.config.num_frames, size=crop, crop_size=crop)
+    processor = micro_models.processor(model.config, size={"height": size, "width": size})
     first, second = tmp_path / "first", tmp_path / "second"
     model.save_pretrained(first)
     processor.save_pretrained(first)
