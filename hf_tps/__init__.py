@@ -10,12 +10,15 @@ from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from .configuration_laps import LAPSConfig
+from .configuration_sttm import STTMConfig
 from .configuration_tps import TPSConfig
 from .configuration_xvit import XViTConfig
 from .modeling_laps import LAPSForVideoClassification, LAPSModel, LAPSPreTrainedModel
+from .modeling_sttm import STTMForVideoClassification, STTMModel, STTMPreTrainedModel
 from .modeling_tps import TPSForVideoClassification, TPSModel, TPSPreTrainedModel
 from .modeling_xvit import XViTForVideoClassification, XViTModel, XViTPreTrainedModel
 from .temporal_shift_plug_in import add_temporal_shift, remove_temporal_shift
+from .token_merging_plug_in import add_token_merging, remove_token_merging
 from .video_processing_tps import TPSVideoProcessor
 
 __version__ = "0.1.0"
@@ -24,6 +27,7 @@ FAMILIES = (
     (TPSConfig, TPSModel, TPSForVideoClassification),
     (XViTConfig, XViTModel, XViTForVideoClassification),
     (LAPSConfig, LAPSModel, LAPSForVideoClassification),
+    (STTMConfig, STTMModel, STTMForVideoClassification),
 )
 
 
@@ -46,6 +50,10 @@ __all__ = [
     "LAPSForVideoClassification",
     "LAPSModel",
     "LAPSPreTrainedModel",
+    "STTMConfig",
+    "STTMForVideoClassification",
+    "STTMModel",
+    "STTMPreTrainedModel",
     "TPSConfig",
     "TPSForVideoClassification",
     "TPSModel",
@@ -56,5 +64,7 @@ __all__ = [
     "XViTModel",
     "XViTPreTrainedModel",
     "add_temporal_shift",
+    "add_token_merging",
     "remove_temporal_shift",
+    "remove_token_merging",
 ]

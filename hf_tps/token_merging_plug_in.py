@@ -94,6 +94,14 @@ class VideoTransformer:
     def check_call(self, config, grid: Grid, arguments: dict[str, Any]):
         """Raise a ValueError for what a call asks for that merged tokens cannot give."""
 
+    def require_own_grid(self, config, grid: Grid, axes: slice = slice(None)):
+        own = self.grid(config, self.clip_size(config))
+        if grid[axes] != own[axes]:
+            raise ValueError(
+                f"This {config.model_type} takes clips of {own} tokens over time, rows and columns, as its config says; these "
+                f"clips have {grid}."
+            )
+
     def split(self, hidden_states: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states of a block into its class tokens and (batch, L, channels), frame-major."""
         return hidden_states[:, : self.prefix_tokens], hidden_states[:, self.prefix_tokens :]
@@ -145,6 +153,7 @@ class VideoMAE(VideoTransformer):
                 "Masked clips (bool_masked_pos) have no grid of tokens to merge: remove_token_merging(model) before "
                 "pre-training on masked clips."
             )
+        self.require_own_grid(config, grid)
 
     def plug_head(self, merging: "TokenMerging", model: nn.Module):
         if type(model).__name__ == "VideoMAEForVideoClassification" and model.fc_norm is not None:
@@ -170,6 +179,8 @@ class ViViT(VideoTransformer):
                 "An attention_mask has one entry for each token of the clip and does not fit merged ones: "
                 "remove_token_merging(model) to use one."
             )
+        # Also with interpolate_pos_encoding, which takes positions over time and space for one square map.
+        self.require_own_grid(config, grid)
 
 
 class VJEPA2(VideoTransformer):
@@ -191,12 +202,8 @@ class VJEPA2(VideoTransformer):
                 "The predictor of V-JEPA 2 counts the tokens of a whole clip, merged ones have no place there: call the "
                 "model with skip_predictor=True, as its classifier does."
             )
-        own = self.grid(config, self.clip_size(config))
-        if grid[1:] != own[1:]:
-            raise ValueError(
-                f"V-JEPA 2 numbers the places of {own[1]} x {own[2]} patches (crop_size={config.crop_size}); a clip of "
-                f"{grid[1]} x {grid[2]} patches would merge by wrong places."
-            )
+        # It numbers places by its config, whatever the clip.
+        self.require_own_grid(config, grid, slice(1, None))
 
     def plug_block(self, merging: "TokenMerging", block: nn.Module, stage: int):
         attention = block.get_submodule(self.attention)
@@ -270,11 +277,7 @@ class TimeSformer(FrameByFrame):
             )
 
     def check_call(self, config, grid: Grid, arguments: dict[str, Any]):
-        own = self.grid(config, self.clip_size(config))
-        if grid != own:
-            raise ValueError(
-                f"This TimeSformer takes clips of {own} frames, rows and columns of patches, as its config says; got {grid}."
-            )
+        self.require_own_grid(config, grid)
 
     def split(self, hidden_states: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = hidden_states[:, 1:].unflatten(1, (-1, grid[0])).transpose(1, 2)
@@ -780,7 +783,8 @@ class TokenMerging:
             hidden_states.register_hook(partial(self.return_to_run, self.run))
 
     def checkpoints(self) -> bool:
-        return self.base.training and getattr(self.base, "is_gradient_checkpointing", False)
+        blocks = self.base.get_submodule(self.family.blocks)
+        return self.base.training and getattr(blocks[0], "gradient_checkpointing", False)
 
     def return_to_run(self, run: MergeRun, gradient: torch.Tensor):
         self.run = run
@@ -796,6 +800,12 @@ class TokenMerging:
 
     def finish(self, module: nn.Module, args: tuple, output):
         """Of the model that was plugged, after everything: also after an error."""
+        if self.run is not None and output is not None:
+            # A head may be checkpointed as well.
+            answers = (output,) if isinstance(output, torch.Tensor) else output
+            for answer in answers.values() if isinstance(answers, dict) else answers:
+                if isinstance(answer, torch.Tensor):
+                    self.keep_run_for_backward(answer)
         self.run = None
 
     def weigh_mean(self, module: nn.Module, args: tuple) -> tuple | None:

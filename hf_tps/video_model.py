@@ -173,9 +173,13 @@ class VideoClassificationMixin:
             logits.unflatten(0, (-1, views)), self.config.view_aggregation, self.config.problem_type
         )
         loss = None if labels is None else self.classification_loss(logits, labels, **kwargs)
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        return self.classifier_output(
+            outputs, loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def classifier_output(self, outputs, **answer) -> ImageClassifierOutput:
+        """The answer in its output class; a family that tells more of what the base model put out adds it."""
+        return ImageClassifierOutput(**answer)
 
     def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs) -> torch.Tensor:
         """Cross-entropy with class probabilities for float labels (batch, num_labels); else Transformers' own loss."""

@@ -38,6 +38,22 @@ SETTINGS = {
         "leap_levels": ((1, 3), (2, None)),
         "initializer_range": 0.2,
     },
+    "sttm": {
+        "backbone_config": {
+            "model_type": "videomae",
+            "image_size": 32,
+            "num_frames": 8,
+            "patch_size": 8,
+            "tubelet_size": 2,
+            "hidden_size": 16,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "initializer_range": 0.2,
+        },
+        "keep_ratio": 0.75,
+        "initializer_range": 0.2,
+    },
 }
 
 

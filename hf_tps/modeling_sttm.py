@@ -1,0 +1,368 @@
+# Copyright 2026 The hf_tps authors. Apache-2.0.
+"""STTM: a video transformer of Transformers or of this package whose similar tokens merge on the way."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_sttm import STTMConfig
+from .image_weights import load_image_checkpoint
+from .modeling_laps import LAPSForVideoClassification, LAPSModel
+from .modeling_xvit import XViTForVideoClassification, XViTModel
+from .token_merging import size_weighted_mean
+from .token_merging_plug_in import VIDEO_TRANSFORMERS, plug_merging
+from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
+
+OWN_MODELS = {"xvit": (XViTModel, XViTForVideoClassification), "laps": (LAPSModel, LAPSForVideoClassification)}
+
+
+@dataclass
+class STTMModelOutput(BaseModelOutputWithPooling):
+    """
+    `BaseModelOutputWithPooling`, and how the L tokens stand at the end.
+
+    token_sizes: (batch, L): how many of the clip's tokens are inside each.
+    token_positions: (batch, L, 3): centroid (time, row, column), in tubelets and patches.
+    token_source: (batch, tokens of the clip) int64: the token that each of the clip's tokens ended in, in the order (time,
+        row, column); -1 for one that the baseline "drop" threw away. `unmerge` reads it.
+    """
+
+    token_sizes: torch.Tensor | None = None
+    token_positions: torch.Tensor | None = None
+    token_source: torch.Tensor | None = None
+
+
+@dataclass
+class STTMClassifierOutput(ImageClassifierOutput):
+    """`ImageClassifierOutput`, and `token_sizes`, `token_positions`, `token_source` of [`STTMModelOutput`]."""
+
+    token_sizes: torch.Tensor | None = None
+    token_positions: torch.Tensor | None = None
+    token_source: torch.Tensor | None = None
+
+
+class STTMStage(nn.Module):
+    """What one stage learns; None for what it does not. At the start nothing of it changes the output."""
+
+    def __init__(self, config: STTMConfig):
+        super().__init__()
+        hidden_size = config.hidden_size
+        head_dim = hidden_size // config.backbone_config.num_attention_heads
+        learned = config.learned
+        self.metric = nn.Linear(hidden_size, head_dim) if "metric" in learned else None
+        # Without bias: the same gate for all tokens gates nothing.
+        self.gate = nn.Linear(hidden_size, 1, bias=False) if "gate" in learned else None
+        self.motion = nn.Linear(7, hidden_size) if "motion" in learned else None
+        self.size_weight = nn.Parameter(torch.empty(())) if "size_weight" in learned else None
+        self.meta_weight = nn.Parameter(torch.empty(())) if "meta_weight" in learned else None
+
+
+# What the classifiers of Transformers do with the tokens ahead of the head: VideoMAE a norm, V-JEPA 2 an attentive pooler
+POOLERS = {"videomae": "fc_norm", "vjepa2": "pooler"}
+
+
+def build_backbone(config: PreTrainedConfig) -> tuple[PreTrainedModel, nn.Module | None]:
+    """The base model, and the pooler of its classifier if that has one."""
+    dtype = torch.get_default_dtype()
+    if config.model_type in OWN_MODELS:
+        return OWN_MODELS[config.model_type][0](config), None
+    classifier = AutoModelForVideoClassification.from_config(config, dtype=dtype)
+    return classifier.base_model, getattr(classifier, POOLERS.get(config.model_type, ""), None)
+
+
+class STTMPreTrainedModel(VideoPreTrainedModel):
+    config: STTMConfig
+    base_model_prefix = "sttm"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["STTMStage"]
+    # Attention is the backbone's alone: its class refuses what it cannot do.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _auto_classes = {
+        "AutoConfig": "configuration_sttm.STTMConfig",
+        "AutoModel": "modeling_sttm.STTMModel",
+        "AutoModelForVideoClassification": "modeling_sttm.STTMForVideoClassification",
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, STTMStage):
+            for layer in (module.gate, module.motion):
+                if layer is not None:
+                    init.zeros_(layer.weight)
+            if module.motion is not None:
+                init.zeros_(module.motion.bias)
+            if module.size_weight is not None:
+                init.constant_(module.size_weight, self.config.size_weight)
+            if module.meta_weight is not None:
+                init.constant_(module.meta_weight, self.config.meta_weight)
+        elif hasattr(module, "query_tokens"):  # V-JEPA 2's pooler
+            init.trunc_normal_(module.query_tokens, std=self.config.initializer_range)
+
+    @classmethod
+    def from_image_pretrained(cls, *args, **kwargs):
+        raise ValueError(
+            f"{cls.__name__} starts from a video model: use from_video_pretrained. For an image model, make an XViT or LAPS of "
+            "it first and save it."
+        )
+
+    @classmethod
+    def from_video_pretrained(cls, pretrained_model_name_or_path, *, dtype=None, attn_implementation=None, **kwargs):
+        """
+        A merging model from the checkpoint of a plain video transformer; without `learned`, nothing in it is new.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`):
+                Hub id or folder of a VideoMAE, ViViT, TimeSformer, V-JEPA 2, XViT or LAPS checkpoint.
+            dtype, attn_implementation: as in `from_pretrained`.
+            cache_dir, force_download, local_files_only, token, revision, subfolder: as in `from_pretrained`.
+            kwargs: fields of [`STTMConfig`] (`keep_ratio=0.75`, ...); `num_labels`, `id2label`: new classes, whose head is new.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            ValueError: if the backbone cannot merge, if a keyword is no field of the config, if weights are missing, or if a
+                weight of the file did not arrive in the model as it is in the file.
+        """
+        hub_names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+        hub_kwargs = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
+        source = str(pretrained_model_name_or_path)
+        video_config = AutoConfig.from_pretrained(source, **hub_kwargs)
+        cls.check_overrides(kwargs)
+        labels = {"id2label": video_config.id2label, "label2id": video_config.label2id}
+        new_classes = bool({"num_labels", "id2label"} & set(kwargs))
+        config = STTMConfig(backbone_config=video_config, **({} if new_classes else labels), **kwargs)
+
+        classifier_class = OWN_MODELS.get(video_config.model_type, (None, AutoModelForVideoClassification))[1]
+        video_model, report = classifier_class.from_pretrained(
+            source, output_loading_info=True, ignore_mismatched_sizes=True, **hub_kwargs
+        )
+        needs_head = issubclass(cls, STTMForVideoClassification) and not new_classes
+        check_loaded(video_model, report, source, needs_head, **hub_kwargs)
+
+        loading = {"dtype": dtype or video_model.dtype}
+        if attn_implementation is not None:
+            loading["attn_implementation"] = attn_implementation
+        model = cls._from_config(config, **loading).eval()
+        sttm = model.base_model
+        # Not through from_pretrained: to the names of today it applies conversions that are for the names of files.
+        sttm.backbone.load_state_dict(video_model.base_model.state_dict())
+        if sttm.pooler is not None:
+            sttm.pooler.load_state_dict(getattr(video_model, POOLERS[video_config.model_type]).state_dict())
+        if needs_head:
+            model.classifier.load_state_dict(video_model.classifier.state_dict())
+        sttm.start_metric_from_keys()
+        return model
+
+    @classmethod
+    def check_overrides(cls, overrides: dict):
+        fields = set(STTMConfig.__dataclass_fields__) - {"backbone_config"} | {"num_labels", "id2label", "label2id"}
+        unknown = sorted(set(overrides) - fields)
+        if unknown:
+            raise ValueError(
+                f"{unknown} are no fields of STTMConfig that can be given here; these are {sorted(fields)}."
+            )
+
+
+def check_loaded(model: PreTrainedModel, report: dict, source: str, needs_head: bool, **hub_kwargs):
+    """
+    Compare a loaded video classifier with its file, tensor by tensor.
+
+    Transformers renames weights while it loads; a rename that misses leaves zeros or random numbers (published VideoMAE files
+    have `q_bias` and `v_bias`, which some versions did not find). So each tensor of the base model in the file must be
+    somewhere in the loaded one, whatever its name is now.
+
+    Args:
+        needs_head: whether the classifier of the file will be used.
+
+    Raises:
+        ValueError: with the names of weights that are missing, do not fit, or did not arrive.
+    """
+    prefix = f"{model.base_model_prefix}."
+    missing = sorted(name for name in report["missing_keys"] if needs_head or name.startswith(prefix))
+    mismatched = sorted(str(key) for key in report["mismatched_keys"])
+    if missing or mismatched:
+        no_head = missing and not any(name.startswith(prefix) for name in missing)
+        raise ValueError(
+            f"{source} does not fit {type(model).__name__}: missing {missing}, other shapes {mismatched}."
+            + (" It has no classifier: give num_labels for a new one." if no_head and not mismatched else "")
+        )
+    base_parts = {name.split(".")[0] for name in model.base_model.state_dict()}
+    loaded: dict[tuple, list[torch.Tensor]] = {}
+    for tensor in model.state_dict().values():
+        loaded.setdefault(fingerprint(tensor), []).append(tensor)
+    lost = []
+    for name, tensor in load_image_checkpoint(source, **hub_kwargs).state_dict.items():
+        # Heads, decoders of pre-training and the like are no part of the base model.
+        if not name.startswith(prefix) and name.split(".")[0] not in base_parts:
+            continue
+        if tensor.is_floating_point():
+            tensor = tensor.to(model.dtype)
+        if not any(torch.equal(tensor, other) for other in loaded.get(fingerprint(tensor), ())):
+            lost.append(name)
+    if lost:
+        raise ValueError(
+            f"{len(lost)} weights of {source} are not in the {type(model).__name__} that Transformers made of it, such as "
+            f"{lost[:4]}: this version of Transformers does not know their names. Take another one (5.20 to 5.23 are known)."
+        )
+
+
+def fingerprint(tensor: torch.Tensor) -> tuple:
+    """What equal tensors share and few others do: shape and first values."""
+    return tuple(tensor.shape), tuple(tensor.flatten()[:8].tolist())
+
+
+class STTMModel(STTMPreTrainedModel):
+    """
+    A video transformer that merges tokens: features of a clip.
+
+    Args:
+        config ([`STTMConfig`])
+    """
+
+    def __init__(self, config: STTMConfig):
+        super().__init__(config)
+        config.validate_architecture()
+        self.backbone, self.pooler = build_backbone(config.backbone_config)
+        plan = config.merge_plan()
+        self.sttm_stages = nn.ModuleList(STTMStage(config) for _ in plan.merge_layers if config.learned)
+        self.merging = plug_merging(self, plan, self.sttm_stages or None)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.backbone.set_input_embeddings(value)
+
+    def set_keep_ratio(self, keep_ratio: float):
+        """
+        Merge more or less from here on, such as step by step at the start of a training. Each value is one static shape.
+
+        Raises:
+            ValueError: if it is out of range, more than the stages can do, or the method does not have it.
+        """
+        before = self.config.keep_ratio
+        self.config.keep_ratio = keep_ratio
+        try:
+            self.merging.plan = self.config.merge_plan()
+        except ValueError:
+            self.config.keep_ratio = before
+            raise
+
+    @torch.no_grad()
+    def start_metric_from_keys(self):
+        """Learned metrics start as what the training-free model compares: the keys, averaged over the heads."""
+        family = VIDEO_TRANSFORMERS[type(self.backbone).__name__]
+        blocks = self.backbone.get_submodule(family.blocks)
+        for stage, layer in zip(self.sttm_stages, self.config.merge_layers, strict=False):
+            if stage.metric is None:
+                continue
+            keys = blocks[layer - 1].get_submodule(family.key_projection)
+            heads = self.config.backbone_config.num_attention_heads
+            for name, target in (("weight", stage.metric.weight), ("bias", stage.metric.bias)):
+                source = getattr(keys, name)
+                if source is None:
+                    target.zero_()
+                    continue
+                source = source.chunk(3)[1] if family.fused_projection else source
+                target.copy_(source.unflatten(0, (heads, -1)).mean(0))
+
+    def pool(self, last_hidden_state: torch.Tensor, outputs) -> torch.Tensor:
+        """What the backbone's own classifier reads, of merged tokens: (batch, features)."""
+        model_type = self.config.backbone_config.model_type
+        if model_type in OWN_MODELS:
+            return outputs.pooler_output
+        if model_type == "vjepa2":
+            return self.pooler(last_hidden_state)
+        if self.pooler is None:
+            # A class token; in a VideoMAE without mean pooling the first patch, into which others merge but which stays.
+            return last_hidden_state[:, 0]
+        if not self.merging.has_merged(self.merging.last_stage):
+            return self.pooler(last_hidden_state.mean(1))
+        state = self.merging.state_at(self.merging.last_stage, last_hidden_state.device)
+        return self.pooler(size_weighted_mean(last_hidden_state, state.sizes))
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> STTMModelOutput:
+        r"""
+        Args:
+            pixel_values: (batch, num_frames, channels, height, width), normalised.
+            kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`, and what
+                the backbone knows.
+
+        Returns:
+            [`STTMModelOutput`]: `last_hidden_state`, the backbone's, with the tokens that are left (and its class tokens);
+            `pooler_output`, what the backbone's own classifier reads; `hidden_states` and `attentions` as the backbone gives
+            them, fewer tokens behind each merge; sizes, places and origin of the tokens.
+
+        Raises:
+            ValueError: for another rank or number of channels, pixels that are not floats, a clip that the backbone or the
+                plan does not fit.
+        """
+        check_pixel_values(pixel_values, self.config.num_channels)
+        if self.config.backbone_config.model_type == "vjepa2":
+            kwargs["skip_predictor"] = True
+        clip = {self.backbone.main_input_name: pixel_values.to(self.backbone.dtype)}
+        outputs = self.backbone(**clip, **kwargs)
+        state = self.merging.run.states[-1]
+        return STTMModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            pooler_output=self.pool(outputs.last_hidden_state, outputs),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            token_sizes=state.sizes,
+            token_positions=state.positions,
+            token_source=state.source,
+        )
+
+
+class STTMForVideoClassification(VideoClassificationMixin, STTMPreTrainedModel):
+    """
+    STTM with a linear classifier on what the backbone's own classifier reads.
+
+    Args:
+        config ([`STTMConfig`])
+    """
+
+    def __init__(self, config: STTMConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.sttm = STTMModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        backbone = config.backbone_config
+        with_head = backbone.model_type == "xvit" and backbone.temporal_head_layers
+        size = backbone.temporal_head_size if with_head else backbone.hidden_size
+        self.classifier = nn.Linear(size, config.num_labels)
+        self.post_init()
+
+    def set_keep_ratio(self, keep_ratio: float):
+        """As [`STTMModel.set_keep_ratio`]."""
+        self.sttm.set_keep_ratio(keep_ratio)
+
+    def classifier_output(self, outputs: STTMModelOutput, **answer) -> STTMClassifierOutput:
+        return STTMClassifierOutput(
+            **answer,
+            token_sizes=outputs.token_sizes,
+            token_positions=outputs.token_positions,
+            token_source=outputs.token_source,
+        )
+
+
+__all__ = [
+    "STTMClassifierOutput",
+    "STTMForVideoClassification",
+    "STTMModel",
+    "STTMModelOutput",
+    "STTMPreTrainedModel",
+]

@@ -1,0 +1,309 @@
+"""STTM as a model: from the checkpoints of plain video transformers, what it puts out, what it learns."""
+
+import json
+import os
+import subprocess
+import sys
+
+import micro_models
+import pytest
+import torch
+import video_transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForVideoClassification, VideoMAEConfig, VideoMAEForPreTraining, VivitConfig
+
+from hf_tps import STTMConfig, STTMForVideoClassification, STTMModel, XViTConfig, add_token_merging
+from hf_tps.token_merging import unmerge
+
+FAMILIES = list(video_transformers.MODELS)
+
+
+@torch.no_grad()
+def logits(model: nn.Module, clip: torch.Tensor) -> torch.Tensor:
+    return model(clip).logits
+
+
+@pytest.fixture(params=FAMILIES)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def folder(name, tmp_path):
+    video_transformers.build(name).save_pretrained(tmp_path / "plain")
+    return tmp_path / "plain"
+
+
+# --- from a plain checkpoint ---
+
+
+def test_a_plain_checkpoint_merges_as_the_plugged_model_does_and_nothing_is_new(name, folder):
+    model, clip = video_transformers.build(name), video_transformers.clip(name)
+    before = logits(model, clip)
+    expected = logits(add_token_merging(model, keep_ratio=0.7), clip)
+    merging = STTMForVideoClassification.from_video_pretrained(folder, keep_ratio=0.7)
+    assert not merging.training
+    torch.testing.assert_close(logits(merging, clip), expected, atol=1e-6, rtol=1e-6)
+    whole = STTMForVideoClassification.from_video_pretrained(folder, keep_ratio=1.0)
+    assert torch.equal(logits(whole, clip), before)  # (1)
+    assert not [key for key in merging.state_dict() if "sttm_" in key]
+    assert merging.config.id2label == model.config.id2label
+
+
+def test_a_merging_model_saves_and_loads_by_the_auto_classes(name, folder, tmp_path):  # (15)
+    clip = video_transformers.clip(name)
+    model = STTMForVideoClassification.from_video_pretrained(folder, keep_ratio=0.7)
+    model.save_pretrained(tmp_path / "merging")
+    loaded, report = AutoModelForVideoClassification.from_pretrained(tmp_path / "merging", output_loading_info=True)
+    assert not any(report.values())
+    assert torch.equal(logits(loaded, clip), logits(model, clip))
+    changed = STTMForVideoClassification.from_pretrained(tmp_path / "merging", keep_ratio=1.0)
+    plain = video_transformers.build(name)
+    assert torch.equal(logits(changed, clip), logits(plain, clip))
+
+
+def test_only_what_is_learned_is_new_and_changes_nothing_at_first(name, folder):
+    clip = video_transformers.clip(name)
+    learned = ("metric", "gate", "motion", "size_weight", "meta_weight")
+    settings = {"keep_ratio": 0.7, "top_q": 4, "meta_grid": (2, 2, 2)}
+    plain = STTMForVideoClassification.from_video_pretrained(folder, **settings)
+    trained = STTMForVideoClassification.from_video_pretrained(folder, learned=learned, **settings)
+    new = set(trained.state_dict()) - set(plain.state_dict())
+    assert len(new) == 3 * 7
+    assert all(key.startswith("sttm.sttm_stages.") for key in new)
+    torch.testing.assert_close(logits(trained, clip), logits(plain, clip), atol=2e-5, rtol=1e-4)  # (8)
+
+
+def test_everything_learned_gets_a_gradient(name, folder):  # (10)
+    learned = ("metric", "gate", "motion", "size_weight", "meta_weight")
+    settings = {"keep_ratio": 0.7, "top_q": 4, "meta_weight": 0.1, "meta_grid": (2, 2, 2)}
+    model = STTMForVideoClassification.from_video_pretrained(folder, learned=learned, **settings).train()
+    model(video_transformers.clip(name), labels=torch.tensor([0, 3])).loss.backward()
+    for key, parameter in model.named_parameters():
+        if "predictor" in key:  # of V-JEPA 2, which no classifier reads
+            continue
+        assert parameter.grad is not None, key
+        if "sttm_" in key:
+            assert parameter.grad.abs().max() > 0, key
+
+
+def test_a_pool_of_meta_tokens_trains(tmp_path):
+    backbone = video_transformers.MODELS["videomae"][1](**video_transformers.MODELS["videomae"][2])
+    config = STTMConfig(
+        backbone_config=backbone,
+        method="pool",
+        merge_layers=(2,),
+        pool_windows=2,
+        meta_grid=(1, 2, 4),
+        learned=("metric", "motion"),
+        num_labels=5,
+    )
+    model = STTMForVideoClassification(config)
+    outputs = model(video_transformers.clip("videomae"), labels=torch.tensor([1, 2]))
+    assert outputs.token_sizes.shape == (2, 16)
+    torch.testing.assert_close(outputs.token_sizes.sum(1), torch.full((2,), 64.0))
+    outputs.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+# --- the door compares what was loaded with the file ---
+
+
+BIASES = ("attention.attention.q_bias", "attention.attention.query.bias")
+
+
+def rename_biases(folder, to: str):
+    """Rewrite the file with another name for the biases of the queries (Transformers writes one of `BIASES` by version)."""
+    renamed = {}
+    for key, value in load_file(folder / "model.safetensors").items():
+        for name in BIASES:
+            key = key.replace(name, to)
+        renamed[key] = value
+    assert sum(to in key for key in renamed) == 4
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.fixture
+def videomae(tmp_path):
+    video_transformers.build("videomae").save_pretrained(tmp_path / "videomae")
+    return tmp_path / "videomae"
+
+
+@pytest.mark.parametrize("name_in_file", BIASES)
+def test_a_published_videomae_keeps_its_biases(videomae, name_in_file):
+    rename_biases(videomae, name_in_file)
+    clip = video_transformers.clip("videomae")
+    model = STTMForVideoClassification.from_video_pretrained(videomae, keep_ratio=1.0)
+    assert torch.equal(logits(model, clip), logits(video_transformers.build("videomae"), clip))
+
+
+def test_biases_that_transformers_loses_do_not_pass(videomae):
+    """A name that no version maps: the loader would give zeros."""
+    rename_biases(videomae, "attention.attention.bias_of_queries")
+    with pytest.raises(ValueError, match=r"missing \['videomae.encoder.layer.0.attention.attention.query.bias'"):
+        STTMForVideoClassification.from_video_pretrained(videomae)
+
+
+def test_weights_that_change_on_the_way_do_not_pass(videomae, monkeypatch):
+    """A loader that reports nothing and still gives other numbers."""
+    video_class = type(video_transformers.build("videomae"))
+    load = video_class.from_pretrained.__func__
+
+    def careless(cls, *args, **kwargs):
+        model, report = load(cls, *args, **kwargs)
+        nn.init.zeros_(model.videomae.encoder.layer[2].attention.attention.value.bias)
+        return model, report
+
+    monkeypatch.setattr(video_class, "from_pretrained", classmethod(careless))
+    with pytest.raises(ValueError, match=r"1 weights of .*layer.2.attention.attention.v"):
+        STTMForVideoClassification.from_video_pretrained(videomae)
+
+
+def test_a_checkpoint_without_a_head_needs_new_classes(tmp_path):
+    settings = {**video_transformers.MODELS["videomae"][2], "decoder_hidden_size": 12, "decoder_num_attention_heads": 2}
+    settings |= {"decoder_num_hidden_layers": 1, "decoder_intermediate_size": 16}
+    pretrained = VideoMAEForPreTraining(VideoMAEConfig(**settings))
+    pretrained.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no classifier: give num_labels"):
+        STTMForVideoClassification.from_video_pretrained(tmp_path)
+    model = STTMForVideoClassification.from_video_pretrained(tmp_path, num_labels=3, keep_ratio=0.75)
+    assert logits(model, video_transformers.clip("videomae")).shape == (2, 3)
+    source = pretrained.videomae.encoder.layer[1].output.dense.weight
+    assert torch.equal(model.sttm.backbone.encoder.layer[1].output.dense.weight, source)
+    base = STTMModel.from_video_pretrained(tmp_path, keep_ratio=0.75)
+    assert base(video_transformers.clip("videomae")).last_hidden_state.shape == (2, 27, 24)
+
+
+def test_new_classes_replace_the_head(videomae):
+    model = STTMForVideoClassification.from_video_pretrained(videomae, num_labels=3)
+    assert model.classifier.out_features == model.config.num_labels == 3
+    assert model.sttm.pooler.weight.abs().max() > 0
+
+
+def test_dtype_and_attention_are_those_asked_for(videomae):
+    model = STTMForVideoClassification.from_video_pretrained(
+        videomae, dtype=torch.bfloat16, attn_implementation="eager"
+    )
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.sttm.backbone.config._attn_implementation == "eager"
+    clip = video_transformers.clip("videomae")
+    assert len(model(clip, output_attentions=True).attentions) == 4
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"keep": 0.5}, r"\['keep'\] are no fields of STTMConfig"),
+        ({"backbone_config": {}}, r"\['backbone_config'\] are no fields"),
+        ({"keep_ratio": 2.0}, r"in \(0, 1\]; got 2.0"),
+        ({"merge_layers": [5]}, r"from 1 to 4 here; got \[5\]"),
+    ],
+)
+def test_bad_arguments_are_refused(videomae, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        STTMForVideoClassification.from_video_pretrained(videomae, **kwargs)
+
+
+def test_what_is_no_video_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="use from_video_pretrained"):
+        STTMForVideoClassification.from_image_pretrained(tmp_path)
+    with pytest.raises(OSError, match="nowhere"):
+        STTMForVideoClassification.from_video_pretrained(tmp_path / "nowhere")
+    micro_models.classifier("tps").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="windows need whole maps"):
+        STTMForVideoClassification.from_video_pretrained(tmp_path)
+
+
+# --- config and outputs ---
+
+
+def test_defaults_are_the_setting_that_saves_38_percent():
+    config = STTMConfig()
+    assert (config.keep_ratio, config.merge_layers, config.method) == (0.72, (3, 6, 9), "match")
+    assert (config.num_frames, config.image_size, config.hidden_size) == (16, 224, 768)
+    assert STTMConfig(backbone_config=VivitConfig()).keep_ratio == 0.75
+    xvit = STTMConfig(backbone_config={"model_type": "xvit", "num_frames": 8})
+    assert isinstance(xvit.backbone_config, XViTConfig)
+    assert (xvit.method, xvit.size_weight) == ("tube", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learned": ("speed",)}, "a stage can learn"),
+        ({"learned": ("metric",)}, "no gradient with top_q=1"),
+        ({"learned": ("gate",), "method": "drop"}, "learns nothing"),
+        ({"merge_point": "before"}, "merge_point is 'after_block'"),
+        ({"view_aggregation": "median"}, "view_aggregation"),
+        ({"backbone_config": {"model_type": "vit"}}, "Known are: videomae, vivit"),
+    ],
+)
+def test_configs_that_cannot_work_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        STTMConfig(**settings)
+
+
+def test_outputs_tell_where_every_token_went(name, folder):  # (2)
+    model = STTMForVideoClassification.from_video_pretrained(folder, keep_ratio=0.7)
+    outputs = model(video_transformers.clip(name), output_hidden_states=True)
+    left = outputs.token_sizes.shape[1]
+    assert outputs.token_positions.shape == (2, left, 3)
+    torch.testing.assert_close(outputs.token_sizes.sum(1), torch.full((2,), 64.0))
+    assert outputs.token_source.shape == (2, 64)
+    counts = torch.stack([source.bincount(minlength=left) for source in outputs.token_source])
+    assert torch.equal(counts.float(), outputs.token_sizes)
+    grid = torch.cartesian_prod(*[torch.arange(4.0)] * 3)
+    for clip in range(2):  # each token lies in the middle of its members
+        members = torch.zeros(left, 3).index_add(0, outputs.token_source[clip], grid)
+        centre = members / counts[clip][:, None]
+        torch.testing.assert_close(outputs.token_positions[clip], centre)
+    spread = unmerge(outputs.token_positions, outputs.token_source)
+    assert spread.shape == (2, 64, 3)
+
+
+def test_views_keep_their_tokens_apart():
+    model = micro_models.classifier("sttm")
+    views = torch.stack([micro_models.clip(model.config) for _ in range(3)], dim=1)
+    outputs = model(views)
+    assert outputs.logits.shape == (2, 5)
+    assert outputs.token_sizes.shape == (6, 27)
+
+
+def test_the_keep_ratio_can_rise_and_fall_in_a_training():
+    model = micro_models.classifier("sttm", keep_ratio=1.0)
+    clip = micro_models.clip(model.config)
+    whole = logits(model, clip)
+    lengths = []
+    for keep_ratio in (0.9, 0.75, 1.0):
+        model.set_keep_ratio(keep_ratio)
+        lengths.append(model(clip).token_sizes.shape[1])
+    assert lengths == [47, 27, 64]
+    assert torch.equal(logits(model, clip), whole)
+    with pytest.raises(ValueError, match="got 3"):
+        model.set_keep_ratio(3)
+    assert model.config.keep_ratio == 1.0
+
+
+def test_a_folder_over_an_own_backbone_opens_without_the_package(tmp_path):
+    video_transformers.build("xvit").save_pretrained(tmp_path / "plain")
+    clip = video_transformers.clip("xvit")
+    model = STTMForVideoClassification.from_video_pretrained(tmp_path / "plain", keep_ratio=0.7)
+    model.save_pretrained(tmp_path / "folder")
+    torch.save(clip, tmp_path / "clip.pt")
+    code = """
+import sys
+sys.modules["hf_tps"] = None
+import torch
+from transformers import AutoModelForVideoClassification
+model, report = AutoModelForVideoClassification.from_pretrained(
+    "folder", trust_remote_code=True, output_loading_info=True
+)
+assert not any(report.values()), report
+print(model(torch.load("clip.pt")).logits.tolist())
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True,
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    torch.testing.assert_close(torch.tensor(json.loads(answer.stdout)), logits(model, clip), atol=1e-6, rtol=0)
