@@ -14,7 +14,7 @@ from .configuration_sttm import STTMConfig
 from .image_weights import load_image_checkpoint
 from .modeling_laps import LAPSForVideoClassification, LAPSModel
 from .modeling_xvit import XViTForVideoClassification, XViTModel
-from .token_merging import size_weighted_mean
+from .token_merging import MergeState, size_weighted_mean
 from .token_merging_plug_in import VIDEO_TRANSFORMERS, plug_merging
 from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
 
@@ -30,11 +30,13 @@ class STTMModelOutput(BaseModelOutputWithPooling):
     token_positions: (batch, L, 3): centroid (time, row, column), in tubelets and patches.
     token_source: (batch, tokens of the clip) int64: the token that each of the clip's tokens ended in, in the order (time,
         row, column); -1 for one that the baseline "drop" threw away. `unmerge` reads it.
+    merge_states: a `MergeState` (without tokens) before the first stage and after each, if they were asked for.
     """
 
     token_sizes: torch.Tensor | None = None
     token_positions: torch.Tensor | None = None
     token_source: torch.Tensor | None = None
+    merge_states: tuple[MergeState, ...] | None = None
 
 
 @dataclass
@@ -294,10 +296,11 @@ class STTMModel(STTMPreTrainedModel):
         return self.pooler(size_weighted_mean(last_hidden_state, state.sizes))
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> STTMModelOutput:
+    def forward(self, pixel_values: torch.Tensor, output_merge_states: bool = False, **kwargs) -> STTMModelOutput:
         r"""
         Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised.
+            output_merge_states: whether to return how the tokens stand after each stage.
             kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`, and what
                 the backbone knows.
 
@@ -324,6 +327,7 @@ class STTMModel(STTMPreTrainedModel):
             token_sizes=state.sizes,
             token_positions=state.positions,
             token_source=state.source,
+            merge_states=tuple(self.merging.run.states) if output_merge_states else None,
         )
 
 
