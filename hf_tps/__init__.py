@@ -11,9 +11,11 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from .configuration_laps import LAPSConfig
 from .configuration_tps import TPSConfig
+from .configuration_video_shift import VideoShiftConfig
 from .configuration_xvit import XViTConfig
 from .modeling_laps import LAPSForVideoClassification, LAPSModel, LAPSPreTrainedModel
 from .modeling_tps import TPSForVideoClassification, TPSModel, TPSPreTrainedModel
+from .modeling_video_shift import VideoShiftForVideoClassification, VideoShiftModel, VideoShiftPreTrainedModel
 from .modeling_xvit import XViTForVideoClassification, XViTModel, XViTPreTrainedModel
 from .temporal_shift_plug_in import add_temporal_shift, remove_temporal_shift
 from .video_processing_tps import TPSVideoProcessor
@@ -24,6 +26,7 @@ FAMILIES = (
     (TPSConfig, TPSModel, TPSForVideoClassification),
     (XViTConfig, XViTModel, XViTForVideoClassification),
     (LAPSConfig, LAPSModel, LAPSForVideoClassification),
+    (VideoShiftConfig, VideoShiftModel, VideoShiftForVideoClassification),
 )
 
 
@@ -51,6 +54,10 @@ __all__ = [
     "TPSModel",
     "TPSPreTrainedModel",
     "TPSVideoProcessor",
+    "VideoShiftConfig",
+    "VideoShiftForVideoClassification",
+    "VideoShiftModel",
+    "VideoShiftPreTrainedModel",
     "XViTConfig",
     "XViTForVideoClassification",
     "XViTModel",

@@ -3,6 +3,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -85,6 +86,11 @@ class VideoPreTrainedModel(PreTrainedModel):
         raise NotImplementedError(f"{cls.__name__} has no image model to start from.")
 
     @classmethod
+    def read_image_model(cls, name_or_path: str | Path, overrides: dict, **hub_kwargs):
+        """The config, and the tensors of the base model, that the checkpoint of this name gives."""
+        return cls.config_and_weights_from_image(load_image_checkpoint(name_or_path, **hub_kwargs), overrides)
+
+    @classmethod
     def from_image_pretrained(cls, pretrained_model_name_or_path, *, dtype=None, attn_implementation=None, **kwargs):
         """
         A video model that starts from the weights of its image model.
@@ -112,8 +118,7 @@ class VideoPreTrainedModel(PreTrainedModel):
         if unknown:
             raise ValueError(f"{unknown} are no fields of {cls.config_class.__name__}; it has {sorted(fields)}.")
 
-        checkpoint = load_image_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
-        config, state_dict = cls.config_and_weights_from_image(checkpoint, kwargs)
+        config, state_dict = cls.read_image_model(pretrained_model_name_or_path, kwargs, **hub_kwargs)
         loading = {"dtype": dtype, "attn_implementation": attn_implementation}
         model, report = cls.from_pretrained(
             None,
@@ -129,7 +134,7 @@ class VideoPreTrainedModel(PreTrainedModel):
         unexpected, mismatched = sorted(report["unexpected_keys"]), sorted(report["mismatched_keys"])
         if missing or unexpected or mismatched:
             raise ValueError(
-                f"{checkpoint.source} does not fit {cls.__name__}: missing {missing}, unexpected {unexpected}, other "
+                f"{pretrained_model_name_or_path} does not fit {cls.__name__}: missing {missing}, unexpected {unexpected}, other "
                 f"shapes {mismatched}."
             )
         return model
