@@ -1,11 +1,14 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
 """VideoShift: an image transformer of Transformers that reads clips, with a temporal shift in its layers."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
@@ -16,6 +19,8 @@ from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_p
 # The image classifiers of these have no use for the base model's pooler, a dense layer: the class token is their feature.
 # Swin's mean, and the norm of BEiT's mean, belong to the feature; the others give their class token without a pooler.
 WITHOUT_POOLER = ("vit", "deit")
+# What an image checkpoint may have besides: heads (BEiT's pretraining head has a layernorm ahead of it), poolers, mask tokens
+LEFT_OVER = re.compile(r"^(?:\w*classifier|\w*head|decoder|layernorm|pooler)\.|(?:^|\.)mask_token$")
 
 
 def image_model_settings(model_type: str) -> dict:
@@ -39,11 +44,20 @@ class VideoShiftPreTrainedModel(VideoPreTrainedModel):
         "AutoModelForVideoClassification": "modeling_video_shift.VideoShiftForVideoClassification",
     }
 
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False):
+        """
+        Takes the names of today and those that `save_pretrained` writes, which are the names of published image checkpoints.
+        Trainer resumes through this method without renaming, and would go on with new weights.
+        """
+        names = list(self.state_dict())
+        numbers = {name: torch.tensor(number) for number, name in enumerate(names)}
+        names_in_files = {key: names[number] for key, number in revert_weight_conversion(self, numbers).items()}
+        renamed = {names_in_files.get(key, key): tensor for key, tensor in state_dict.items()}
+        return super().load_state_dict(renamed, strict, assign)
+
     @classmethod
-    def read_image_model(
-        cls, name_or_path: str | Path, overrides: dict, **hub_kwargs
-    ) -> tuple[VideoShiftConfig, dict[str, torch.Tensor]]:
-        """Any checkpoint that Transformers itself opens: of the image transformer, or of a model around it."""
+    def load_from_image(cls, name_or_path: str | Path, overrides: dict, loading: dict, hub_kwargs: dict):
+        """From any checkpoint that Transformers itself opens: of the image transformer, or of a model around it."""
         if "backbone_config" in overrides:
             raise ValueError("backbone_config comes from the image checkpoint: do not give it.")
         if Path(name_or_path).is_file():
@@ -54,7 +68,7 @@ class VideoShiftPreTrainedModel(VideoPreTrainedModel):
         image_config = AutoConfig.from_pretrained(name_or_path, **hub_kwargs)
         image_config.num_labels = 2  # Transformers' default, which is not saved: the image model's classes are not ours
         config = VideoShiftConfig(backbone_config=image_config, **overrides)
-        backbone, report = AutoModel.from_pretrained(
+        image_model, report = AutoModel.from_pretrained(
             name_or_path,
             config=image_config,
             output_loading_info=True,
@@ -62,26 +76,37 @@ class VideoShiftPreTrainedModel(VideoPreTrainedModel):
             **image_model_settings(image_config.model_type),
             **hub_kwargs,
         )
-        weights = backbone.state_dict()
-        check_loading_report(backbone, report, str(name_or_path))
-        return config, {f"backbone.{name}": tensor for name, tensor in weights.items()}
+        check_loading_report(image_model, report, str(name_or_path))
+        model = cls._from_config(config, **{"dtype": image_model.dtype, **loading}).eval()
+        # Not through from_pretrained: to the names of today it applies those conversions that are for the names of files.
+        model.base_model.backbone.load_state_dict(image_model.state_dict())
+        return model
 
 
-def check_loading_report(backbone: nn.Module, report: dict, source: str):
+def freeze_mask_token(image_model: nn.Module):
+    """
+    The mask token of DINOv2 and DINOv3 is part of their checkpoints, but only training with masks trains it: a buffer from
+    here on, under the same name (`requires_grad` would be on again after `from_pretrained`).
+    """
+    for module in image_model.modules():
+        if isinstance(mask_token := getattr(module, "mask_token", None), nn.Parameter):
+            del module.mask_token
+            module.mask_token = nn.Buffer(mask_token.detach())
+
+
+def check_loading_report(image_model: nn.Module, report: dict, source: str):
     """
     Raises:
-        ValueError: for weights of the backbone that the checkpoint lacks, has in another shape, or has too many of. A head, a
+        ValueError: for weights of the image model that the checkpoint lacks, has in another shape, or has too many of. A head, a
             pooler that is not used and a mask token may be left over; BEiT's pooler may be new, as before any fine-tuning.
     """
-    parts = {name.split(".")[0] for name in backbone.state_dict()}
-    prefix = f"{backbone.base_model_prefix}."
-    left_over = [key.removeprefix(prefix) for key in report["unexpected_keys"]]
-    unexpected = sorted(key for key in left_over if key.split(".")[0] in parts and not key.endswith("mask_token"))
+    prefix = f"{image_model.base_model_prefix}."
+    unexpected = sorted(key for key in report["unexpected_keys"] if not LEFT_OVER.search(key.removeprefix(prefix)))
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     mismatched = sorted(str(key) for key in report["mismatched_keys"])
     if missing or unexpected or mismatched:
         raise ValueError(
-            f"{source} does not fit {type(backbone).__name__}: missing {missing}, unexpected {unexpected}, other shapes "
+            f"{source} does not fit {type(image_model).__name__}: missing {missing}, unexpected {unexpected}, other shapes "
             f"{mismatched}."
         )
 
@@ -106,9 +131,7 @@ class VideoShiftModel(VideoShiftPreTrainedModel):
             dtype=torch.get_default_dtype(),  # that of the classifier, not that of the image checkpoint
             **image_model_settings(config.backbone_config.model_type),
         )
-        for name, parameter in self.backbone.named_parameters():
-            if name.endswith("mask_token"):  # of no use here, but part of the checkpoints of DINOv2 and DINOv3
-                parameter.requires_grad_(False)
+        freeze_mask_token(self.backbone)
         if config.shift is not None:
             add_temporal_shift(
                 self.backbone,

@@ -86,11 +86,6 @@ class VideoPreTrainedModel(PreTrainedModel):
         raise NotImplementedError(f"{cls.__name__} has no image model to start from.")
 
     @classmethod
-    def read_image_model(cls, name_or_path: str | Path, overrides: dict, **hub_kwargs):
-        """The config, and the tensors of the base model, that the checkpoint of this name gives."""
-        return cls.config_and_weights_from_image(load_image_checkpoint(name_or_path, **hub_kwargs), overrides)
-
-    @classmethod
     def from_image_pretrained(cls, pretrained_model_name_or_path, *, dtype=None, attn_implementation=None, **kwargs):
         """
         A video model that starts from the weights of its image model.
@@ -118,14 +113,17 @@ class VideoPreTrainedModel(PreTrainedModel):
         if unknown:
             raise ValueError(f"{unknown} are no fields of {cls.config_class.__name__}; it has {sorted(fields)}.")
 
-        config, state_dict = cls.read_image_model(pretrained_model_name_or_path, kwargs, **hub_kwargs)
         loading = {"dtype": dtype, "attn_implementation": attn_implementation}
+        loading = {name: value for name, value in loading.items() if value is not None}
+        return cls.load_from_image(pretrained_model_name_or_path, kwargs, loading, hub_kwargs)
+
+    @classmethod
+    def load_from_image(cls, name_or_path: str | Path, overrides: dict, loading: dict, hub_kwargs: dict):
+        """`from_image_pretrained` with its keywords checked and sorted."""
+        checkpoint = load_image_checkpoint(name_or_path, **hub_kwargs)
+        config, state_dict = cls.config_and_weights_from_image(checkpoint, overrides)
         model, report = cls.from_pretrained(
-            None,
-            config=config,
-            state_dict=state_dict,
-            output_loading_info=True,
-            **{name: value for name, value in loading.items() if value is not None},
+            None, config=config, state_dict=state_dict, output_loading_info=True, **loading
         )
         prefix = f"{cls.base_model_prefix}."
         missing = sorted(
@@ -134,7 +132,7 @@ class VideoPreTrainedModel(PreTrainedModel):
         unexpected, mismatched = sorted(report["unexpected_keys"]), sorted(report["mismatched_keys"])
         if missing or unexpected or mismatched:
             raise ValueError(
-                f"{pretrained_model_name_or_path} does not fit {cls.__name__}: missing {missing}, unexpected {unexpected}, other "
+                f"{checkpoint.source} does not fit {cls.__name__}: missing {missing}, unexpected {unexpected}, other "
                 f"shapes {mismatched}."
             )
         return model
