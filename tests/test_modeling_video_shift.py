@@ -22,7 +22,13 @@ from transformers import (
 )
 from video_files import moving_frames, write_video
 
-from hf_tps import VideoShiftConfig, VideoShiftForVideoClassification, VideoShiftModel, add_temporal_shift
+from hf_tps import (
+    VideoShiftConfig,
+    VideoShiftForVideoClassification,
+    VideoShiftModel,
+    add_temporal_shift,
+    remove_temporal_shift,
+)
 from hf_tps.configuration_video_shift import BACKBONES
 from hf_tps.temporal_shift_plug_in import IMAGE_TRANSFORMERS, SHIFTS, find_image_transformer
 
@@ -84,6 +90,7 @@ def test_an_image_checkpoint_gives_the_plug_in_added_by_hand(name, shift, folder
     with torch.no_grad():
         expected = base(clip.flatten(0, 1))
         outputs = model(clip)
+    assert not any(module.training for module in model.modules())
     tokens = expected.last_hidden_state.unflatten(0, (2, FRAMES))
     assert torch.equal(outputs.last_hidden_state, tokens.flatten(1, 2))
     features = features_of_frames(name, expected).unflatten(0, (2, FRAMES))
@@ -133,15 +140,27 @@ def test_saving_and_loading_keeps_everything(name, folder_of, tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"shift": None}, {"pattern": "A"}, {"pattern": ((0, 1), (-1, 0))}, {"shift": "mixing", "segment_length": 2}],
+    [
+        {"shift": None},
+        {"shift": "patch", "pattern": "A"},
+        {"shift": "patch", "pattern": ((0, 1), (-1, 0))},
+        {"shift": "patch", "layers": (1,)},
+        {"shift": "channel", "shift_div": 4},
+        {"shift": "mixing", "segment_length": 2},
+        {"shift": "mixing", "temporal_window": 2},
+    ],
     ids=str,
 )
-def test_each_setting_survives_saving(settings, tmp_path):
+def test_each_setting_reaches_the_shift_and_survives_saving(settings, tmp_path):
     model, clip = small(**settings), clip_for()
+    by_default = small(shift="patch" if settings["shift"] is None else settings["shift"])
+    assert (answer(model, clip) - answer(by_default, clip)).abs().max() > 1e-4
     model.save_pretrained(tmp_path)
     loaded = VideoShiftForVideoClassification.from_pretrained(tmp_path)
     assert torch.equal(answer(loaded, clip), answer(model, clip))
-    assert (answer(model, clip) - answer(small(), clip)).abs().max() > 1e-4
+    if settings["shift"] is not None:
+        by_hand = add_temporal_shift(remove_temporal_shift(loaded), FRAMES, **settings)
+        assert torch.equal(answer(by_hand, clip), answer(model, clip))
 
 
 def test_classes_of_the_image_checkpoint_are_left_behind(folder_of, tmp_path):
@@ -273,14 +292,17 @@ def test_hidden_states_are_those_of_the_backbone():
     vit = small()
     vit.config.output_hidden_states = True
     states = vit.video_shift(clip).hidden_states
+    vit.set_attn_implementation("eager")
+    vit.config.output_attentions = True
+    assert len(vit(clip).attentions) == 2
     assert [tuple(state.shape) for state in states] == [(8, 17, 32)] * 3
 
 
 def test_backbone_takes_the_dtype_of_the_classifier(folder_of):
-    folder = folder_of("vit")
+    folder = folder_of("swin")
     half = VideoShiftForVideoClassification.from_image_pretrained(folder, num_frames=FRAMES, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
-    assert answer(half, clip_for()).dtype == torch.bfloat16
+    assert answer(half, clip_for("swin")).dtype == torch.bfloat16  # from float32 pixels, as a processor gives them
     config = VideoShiftConfig(backbone_config=ViTConfig(**{**MODELS["vit"][2], "dtype": "bfloat16"}))
     assert {parameter.dtype for parameter in VideoShiftForVideoClassification(config).parameters()} == {torch.float32}
 
