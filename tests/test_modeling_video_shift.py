@@ -314,6 +314,19 @@ def test_larger_images_where_the_backbone_interpolates():
         small()(clip)
 
 
+def test_swin_loads_for_another_image_size(folder_of, tmp_path):
+    model = VideoShiftModel.from_image_pretrained(folder_of("swin"), num_frames=FRAMES)
+    still = torch.randn(1, 1, 3, 48, 48).expand(-1, FRAMES, -1, -1, -1)
+    with pytest.raises(ValueError, match="maps of 8 x 8 patches; images of 48 x 48"):
+        model(still)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = VideoShiftModel.from_pretrained(tmp_path / "saved", backbone_config={"image_size": 48})
+    assert loaded.config.image_size == 48
+    with torch.no_grad():
+        expected = build("swin")(still[:, 0]).pooler_output
+    torch.testing.assert_close(answer(loaded, still), expected, atol=2e-5, rtol=1e-5)
+
+
 def test_checkpoints_of_older_layouts_load(folder_of):
     folder = folder_of("swin classifier")
     clip = clip_for("swin")
