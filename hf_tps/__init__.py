@@ -12,10 +12,12 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from .configuration_laps import LAPSConfig
 from .configuration_sttm import STTMConfig
 from .configuration_tps import TPSConfig
+from .configuration_video_shift import VideoShiftConfig
 from .configuration_xvit import XViTConfig
 from .modeling_laps import LAPSForVideoClassification, LAPSModel, LAPSPreTrainedModel
 from .modeling_sttm import STTMForVideoClassification, STTMModel, STTMPreTrainedModel
 from .modeling_tps import TPSForVideoClassification, TPSModel, TPSPreTrainedModel
+from .modeling_video_shift import VideoShiftForVideoClassification, VideoShiftModel, VideoShiftPreTrainedModel
 from .modeling_xvit import XViTForVideoClassification, XViTModel, XViTPreTrainedModel
 from .temporal_shift_plug_in import add_temporal_shift, remove_temporal_shift
 from .token_merging_plug_in import add_token_merging, remove_token_merging
@@ -28,6 +30,7 @@ FAMILIES = (
     (XViTConfig, XViTModel, XViTForVideoClassification),
     (LAPSConfig, LAPSModel, LAPSForVideoClassification),
     (STTMConfig, STTMModel, STTMForVideoClassification),
+    (VideoShiftConfig, VideoShiftModel, VideoShiftForVideoClassification),
 )
 
 
@@ -59,6 +62,10 @@ __all__ = [
     "TPSModel",
     "TPSPreTrainedModel",
     "TPSVideoProcessor",
+    "VideoShiftConfig",
+    "VideoShiftForVideoClassification",
+    "VideoShiftModel",
+    "VideoShiftPreTrainedModel",
     "XViTConfig",
     "XViTForVideoClassification",
     "XViTModel",

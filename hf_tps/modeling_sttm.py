@@ -16,7 +16,7 @@ from .modeling_laps import LAPSForVideoClassification, LAPSModel
 from .modeling_xvit import XViTForVideoClassification, XViTModel
 from .token_merging import MergeState, size_weighted_mean
 from .token_merging_plug_in import VIDEO_TRANSFORMERS, plug_merging
-from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
+from .video_model import PreTrainedModelAroundBackbone, VideoClassificationMixin, check_pixel_values, sort_keywords
 
 OWN_MODELS = {"xvit": (XViTModel, XViTForVideoClassification), "laps": (LAPSModel, LAPSForVideoClassification)}
 
@@ -77,17 +77,10 @@ def build_backbone(config: PreTrainedConfig) -> tuple[PreTrainedModel, nn.Module
     return classifier.base_model, getattr(classifier, POOLERS.get(config.model_type, ""), None)
 
 
-class STTMPreTrainedModel(VideoPreTrainedModel):
+class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
     config: STTMConfig
     base_model_prefix = "sttm"
-    supports_gradient_checkpointing = True
     _no_split_modules = ["STTMStage"]
-    # Attention is the backbone's alone: its class refuses what it cannot do.
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _auto_classes = {
         "AutoConfig": "configuration_sttm.STTMConfig",
         "AutoModel": "modeling_sttm.STTMModel",
@@ -136,14 +129,14 @@ class STTMPreTrainedModel(VideoPreTrainedModel):
             ValueError: if the backbone cannot merge, if a keyword is no field of the config, if weights are missing, or if a
                 weight of the file did not arrive in the model as it is in the file.
         """
-        hub_names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        hub_kwargs = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
+        hub_kwargs, overrides = sort_keywords(STTMConfig, kwargs)
+        if "backbone_config" in overrides:
+            raise ValueError("backbone_config comes from the video checkpoint: do not give it.")
         source = str(pretrained_model_name_or_path)
         video_config = AutoConfig.from_pretrained(source, **hub_kwargs)
-        cls.check_overrides(kwargs)
         labels = {"id2label": video_config.id2label, "label2id": video_config.label2id}
-        new_classes = bool({"num_labels", "id2label"} & set(kwargs))
-        config = STTMConfig(backbone_config=video_config, **({} if new_classes else labels), **kwargs)
+        new_classes = bool({"num_labels", "id2label"} & set(overrides))
+        config = STTMConfig(backbone_config=video_config, **({} if new_classes else labels), **overrides)
 
         classifier_class = OWN_MODELS.get(video_config.model_type, (None, AutoModelForVideoClassification))[1]
         video_model, report = classifier_class.from_pretrained(
@@ -165,15 +158,6 @@ class STTMPreTrainedModel(VideoPreTrainedModel):
             model.classifier.load_state_dict(video_model.classifier.state_dict())
         sttm.start_metric_from_keys()
         return model
-
-    @classmethod
-    def check_overrides(cls, overrides: dict):
-        fields = set(STTMConfig.__dataclass_fields__) - {"backbone_config"} | {"num_labels", "id2label", "label2id"}
-        unknown = sorted(set(overrides) - fields)
-        if unknown:
-            raise ValueError(
-                f"{unknown} are no fields of STTMConfig that can be given here; these are {sorted(fields)}."
-            )
 
 
 def check_loaded(model: PreTrainedModel, report: dict, source: str, needs_head: bool, **hub_kwargs):
@@ -240,12 +224,6 @@ class STTMModel(STTMPreTrainedModel):
         self.sttm_stages = nn.ModuleList(STTMStage(config) for _ in plan.merge_layers if config.learned)
         self.merging = plug_merging(self, plan, self.sttm_stages or None)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.backbone.set_input_embeddings(value)
 
     def set_keep_ratio(self, keep_ratio: float):
         """

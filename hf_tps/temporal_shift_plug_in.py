@@ -259,6 +259,34 @@ def check_given_for_another_shift(shift: str, **settings):
             raise ValueError(f"{name} is a setting of shift={' or '.join(map(repr, meant_for))}, not of {shift!r}.")
 
 
+def check_shift_settings(
+    shift: str,
+    shift_div: int | None,
+    pattern: str | Sequence[Sequence[int]] | None,
+    segment_length: int | None,
+    temporal_window: int | None,
+):
+    """What can be said of the settings of `add_temporal_shift` before there is a model."""
+    if shift not in SHIFTS:
+        raise ValueError(f"Unknown shift {shift!r}: give one of {', '.join(map(repr, SHIFTS))}.")
+    check_given_for_another_shift(
+        shift,
+        pattern=(pattern, ["patch"]),
+        shift_div=(shift_div, [name for name in SHIFTS if name != "patch"]),
+        segment_length=(segment_length, ["mixing"]),
+        temporal_window=(temporal_window, ["mixing"]),
+    )
+    for name, value, least in (
+        ("shift_div", shift_div, 2),
+        ("segment_length", segment_length, 1),
+        ("temporal_window", temporal_window, 1),
+    ):
+        if value is not None:
+            check_at_least(name, value, least)
+    if pattern is not None:
+        resolve_patch_shift_pattern(pattern)
+
+
 def check_something_moves(shift: str, shift_div: int, window: int, number: int, attention: nn.Module):
     """The channels that `shift_div` divides give each moving group one at least."""
     width, inner = attention.q_proj.in_features, attention.o_proj.in_features
@@ -363,29 +391,17 @@ def add_temporal_shift(
     if hasattr(base, HANDLES):
         raise ValueError("The model has a temporal shift already: remove_temporal_shift(model) comes first.")
     check_at_least("num_frames", num_frames, 1)
-    if shift not in SHIFTS:
-        raise ValueError(f"Unknown shift {shift!r}: give one of {', '.join(map(repr, SHIFTS))}.")
+    check_shift_settings(shift, shift_div, pattern, segment_length, temporal_window)
     if shift == "token" and not family.prefix_tokens:
         raise ValueError(f"shift='token' moves the class token, and a {type(base).__name__} has none.")
-    check_given_for_another_shift(
-        shift,
-        pattern=(pattern, ["patch"]),
-        shift_div=(shift_div, [name for name in SHIFTS if name != "patch"]),
-        segment_length=(segment_length, ["mixing"]),
-        temporal_window=(temporal_window, ["mixing"]),
-    )
     all_layers = find_layers(base, family)
     numbers = check_layer_numbers(layers, len(all_layers))
     check_attention_implementation(base, family)
-    if segment_length is not None:
-        check_at_least("segment_length", segment_length, 1)
     window = 1 if temporal_window is None else temporal_window
-    check_at_least("temporal_window", window, 1)
     if shift == "patch":
         offsets = resolve_patch_shift_pattern("C" if pattern is None else pattern)
     else:
         shift_div = SHIFTS[shift].shift_div if shift_div is None else shift_div
-        check_at_least("shift_div", shift_div, 2)
         for number in numbers:
             check_something_moves(shift, shift_div, window, number, all_layers[number].attention)
     layouts = layouts_of_layers(base, family, num_frames, image_size)

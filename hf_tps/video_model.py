@@ -3,10 +3,13 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -63,6 +66,25 @@ def aggregate_views(logits: torch.Tensor, view_aggregation: str, problem_type: s
     return logits.mean(dim=1)
 
 
+HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+def sort_keywords(config_class: type, kwargs: dict) -> tuple[dict, dict]:
+    """
+    Keywords of a door for checkpoints: those for the Hub, and fields of the config.
+
+    Raises:
+        ValueError: for a keyword that is neither.
+    """
+    hub_kwargs = {name: value for name, value in kwargs.items() if name in HUB_KEYWORDS}
+    overrides = {name: value for name, value in kwargs.items() if name not in HUB_KEYWORDS}
+    fields = {field.name for field in dataclasses.fields(config_class)} | {"num_labels"}
+    unknown = sorted(set(overrides) - fields)
+    if unknown:
+        raise ValueError(f"{unknown} are no fields of {config_class.__name__}; it has {sorted(fields)}.")
+    return hub_kwargs, overrides
+
+
 class VideoPreTrainedModel(PreTrainedModel):
     """Base of the `XPreTrainedModel` of each family."""
 
@@ -105,22 +127,18 @@ class VideoPreTrainedModel(PreTrainedModel):
             ValueError: if the checkpoint is not of this family's image model, if a weight is missing or left over, or if
                 a keyword is no field of the config.
         """
-        hub_names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        hub_kwargs = {name: kwargs.pop(name) for name in hub_names if name in kwargs}
-        fields = {field.name for field in dataclasses.fields(cls.config_class)} | {"num_labels"}
-        unknown = sorted(set(kwargs) - fields)
-        if unknown:
-            raise ValueError(f"{unknown} are no fields of {cls.config_class.__name__}; it has {sorted(fields)}.")
-
-        checkpoint = load_image_checkpoint(pretrained_model_name_or_path, **hub_kwargs)
-        config, state_dict = cls.config_and_weights_from_image(checkpoint, kwargs)
+        hub_kwargs, overrides = sort_keywords(cls.config_class, kwargs)
         loading = {"dtype": dtype, "attn_implementation": attn_implementation}
+        loading = {name: value for name, value in loading.items() if value is not None}
+        return cls.load_from_image(pretrained_model_name_or_path, overrides, loading, hub_kwargs)
+
+    @classmethod
+    def load_from_image(cls, name_or_path: str | Path, overrides: dict, loading: dict, hub_kwargs: dict):
+        """`from_image_pretrained` with its keywords checked and sorted."""
+        checkpoint = load_image_checkpoint(name_or_path, **hub_kwargs)
+        config, state_dict = cls.config_and_weights_from_image(checkpoint, overrides)
         model, report = cls.from_pretrained(
-            None,
-            config=config,
-            state_dict=state_dict,
-            output_loading_info=True,
-            **{name: value for name, value in loading.items() if value is not None},
+            None, config=config, state_dict=state_dict, output_loading_info=True, **loading
         )
         prefix = f"{cls.base_model_prefix}."
         missing = sorted(
@@ -133,6 +151,35 @@ class VideoPreTrainedModel(PreTrainedModel):
                 f"shapes {mismatched}."
             )
         return model
+
+
+class PreTrainedModelAroundBackbone(VideoPreTrainedModel):
+    """Base of the families that put a whole model of Transformers to another use: `backbone`, in the base model."""
+
+    supports_gradient_checkpointing = True
+    # Attention is the backbone's alone: its class refuses what it cannot do.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.base_model.backbone.set_input_embeddings(value)
+
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False):
+        """
+        Takes the names of today and those that `save_pretrained` writes, which are the names of published image checkpoints.
+        Trainer resumes through this method without renaming, and would go on with new weights.
+        """
+        names = list(self.state_dict())
+        numbers = {name: torch.tensor(number) for number, name in enumerate(names)}
+        names_in_files = {key: names[number] for key, number in revert_weight_conversion(self, numbers).items()}
+        renamed = {names_in_files.get(key, key): tensor for key, tensor in state_dict.items()}
+        return super().load_state_dict(renamed, strict, assign)
 
 
 class VideoClassificationMixin:

@@ -54,6 +54,19 @@ SETTINGS = {
         "keep_ratio": 0.75,
         "initializer_range": 0.2,
     },
+    "video_shift": {
+        "num_frames": 6,
+        "backbone_config": {
+            "model_type": "vit",
+            "image_size": 32,
+            "patch_size": 8,
+            "hidden_size": 16,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "initializer_range": 0.2,
+        },
+    },
 }
 
 

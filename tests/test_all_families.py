@@ -247,3 +247,15 @@ def test_the_trainer_trains_and_resumes(model, clip, tmp_path):
     arguments.max_steps = 3
     result = Trainer(model, arguments, train_dataset=data).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert result.global_step == 3
+
+
+def test_the_trainer_resumes_with_the_weights_of_its_checkpoint(model, clip, tmp_path):
+    data = [{"pixel_values": clip[index], "labels": index} for index in range(2)]
+    arguments = TrainingArguments(
+        tmp_path, max_steps=1, save_steps=1, use_cpu=True, report_to="none", disable_tqdm=True
+    )
+    Trainer(model, arguments, train_dataset=data).train()
+    other = type(model)(model.config)
+    Trainer(other, arguments, train_dataset=data).train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
