@@ -198,11 +198,13 @@ def save(path: Path, write):
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    source = arguments.model
     try:
         model, processor = load(arguments.model, arguments.keep_ratio)
+        source = arguments.video
         frames, states = merge(arguments.video, model.to(arguments.device), processor)
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {source}: {error}", file=sys.stderr)
         return 1
     lengths = [state.sizes.shape[1] for state in states]
     print(f"tokens: {' -> '.join(map(str, lengths))} ({lengths[-1] / lengths[0]:.0%} are left)")
