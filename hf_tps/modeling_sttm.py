@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
 """STTM: a video transformer of Transformers or of this package whose similar tokens merge on the way."""
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -136,7 +137,10 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
         video_config = AutoConfig.from_pretrained(source, **hub_kwargs)
         labels = {"id2label": video_config.id2label, "label2id": video_config.label2id}
         new_classes = bool({"num_labels", "id2label"} & set(overrides))
-        config = STTMConfig(backbone_config=video_config, **({} if new_classes else labels), **overrides)
+        backbone_config = copy.deepcopy(video_config)
+        # Classes are the whole model's, and where a backbone once lay is nobody's business.
+        backbone_config.num_labels, backbone_config.name_or_path = 2, ""
+        config = STTMConfig(backbone_config=backbone_config, **({} if new_classes else labels), **overrides)
 
         classifier_class = OWN_MODELS.get(video_config.model_type, (None, AutoModelForVideoClassification))[1]
         video_model, report = classifier_class.from_pretrained(

@@ -49,6 +49,7 @@ def test_a_plain_checkpoint_merges_as_the_plugged_model_does_and_nothing_is_new(
     assert torch.equal(logits(whole, clip), before)  # (1)
     assert not [key for key in merging.state_dict() if "sttm_" in key]
     assert merging.config.id2label == model.config.id2label
+    assert str(folder) not in merging.config.to_json_string()
 
 
 def test_a_merging_model_saves_and_loads_by_the_auto_classes(name, folder, tmp_path):  # (15)

@@ -163,11 +163,13 @@ def test_each_setting_reaches_the_shift_and_survives_saving(settings, tmp_path):
         assert torch.equal(answer(by_hand, clip), answer(model, clip))
 
 
-def test_classes_of_the_image_checkpoint_are_left_behind(folder_of, tmp_path):
+def test_classes_and_place_of_the_image_checkpoint_are_left_behind(folder_of, tmp_path):
     folder = folder_of("vit classifier", num_labels=1000)
     model = VideoShiftForVideoClassification.from_image_pretrained(folder, num_labels=3)
     model.save_pretrained(tmp_path / "saved")
-    assert "LABEL_999" not in (tmp_path / "saved" / "config.json").read_text()
+    saved = (tmp_path / "saved" / "config.json").read_text()
+    assert "LABEL_999" not in saved
+    assert str(folder) not in saved
     assert model.config.num_labels == 3
 
 
