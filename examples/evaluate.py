@@ -94,7 +94,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             trust_remote_code=trusted,
         )
         check_model(model)
-        processor = load_processor(source, model.config, flags.processor_overrides(arguments), trusted)
+        processor = load_processor(source, model.config, flags.processor_overrides(arguments))
         frames = None
         if arguments.cache_frames:
             frames = FrameCache.of(videos, arguments.cache_frames, arguments.dataloader_num_workers)

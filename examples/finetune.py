@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from hf_tps.training import arguments as flags
 from hf_tps.training import results as outcome
-from hf_tps.training.augmentation import ClipAugmentation, mix_batch
+from hf_tps.training.augmentation import ClipAugmentation, mix_batch, soft_labels
 from hf_tps.training.checkpoints import (
     Progress,
     epoch_loss,
@@ -59,6 +59,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     flags.add_model_arguments(parser)
     flags.add_clip_arguments(parser)
     flags.add_training_arguments(parser)
+    flags.add_augmentation_arguments(parser)
     flags.add_output_arguments(parser)
     parser.add_argument(
         "--eval_protocol", default="1x1", help="views of a validation video: see evaluate.py (default 1x1)"
@@ -107,7 +108,7 @@ def build_model(arguments: argparse.Namespace, class_names: list[str]):
     )
     check_model(model)
     source = arguments.model_name_or_path or arguments.config_name
-    processor = load_processor(source, model.config, flags.processor_overrides(arguments), arguments.trust_remote_code)
+    processor = load_processor(source, model.config, flags.processor_overrides(arguments))
     if arguments.freeze_backbone:
         freeze_backbone(model)
     if arguments.gradient_checkpointing:
@@ -279,8 +280,7 @@ def train(arguments: argparse.Namespace) -> None:
 
     def forward_backward(batch: dict, part: int) -> torch.Tensor:
         pixel_values = batch["pixel_values"].to(accelerator.device, non_blocking=True)
-        targets = F.one_hot(batch["labels"], len(class_names)).float().to(accelerator.device)
-        targets = targets * (1 - arguments.label_smoothing) + arguments.label_smoothing / len(class_names)
+        targets = soft_labels(batch["labels"], len(class_names), arguments.label_smoothing).to(accelerator.device)
         generator = torch.Generator().manual_seed(
             clip_seed(arguments.seed, progress.step, part, accelerator.process_index)
         )

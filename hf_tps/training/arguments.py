@@ -76,7 +76,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--drop_path_rate", type=float)
     group.add_argument("--classifier_dropout", type=float)
     group.add_argument("--attn_implementation", choices=("eager", "sdpa"))
-    group.add_argument("--gradient_checkpointing", action="store_true")
     group.add_argument("--freeze_backbone", action="store_true", help="train the classifier only")
     group.add_argument("--trust_remote_code", action="store_true")
 
@@ -122,10 +121,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--warmup_epochs", type=float, default=0.0)
     group.add_argument("--num_warmup_steps", type=int, help="overrides --warmup_epochs")
     group.add_argument("--max_grad_norm", type=float, help="clip the gradient to this norm (default: do not)")
-    group.add_argument("--label_smoothing", type=float, default=0.0)
+    group.add_argument("--gradient_checkpointing", action="store_true")
     group.add_argument("--ema_decay", type=float, help="keep (and save) a moving average of the weights")
     group.add_argument("--seed", type=int, default=42)
 
+
+def add_augmentation_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("augmentation")
     group.add_argument("--crop", choices=CROPS, default="random_resized")
     group.add_argument("--crop_scale", type=float, nargs=2, default=[0.08, 1.0], help="area of random_resized")
@@ -138,6 +139,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rand_augment_magnitude", type=float, default=9.0)
     group.add_argument("--color_jitter", type=float, default=0.0, help="probability")
     group.add_argument("--erasing", type=float, default=0.0, help="probability")
+    group.add_argument("--label_smoothing", type=float, default=0.0)
     group.add_argument("--mixup", type=float, default=0.0, help="alpha; 0: off")
     group.add_argument("--cutmix", type=float, default=0.0, help="alpha; 0: off")
     group.add_argument("--no_augmentation", action="store_true", help="the test's crop, whatever the flags above say")

@@ -275,6 +275,7 @@ def affine(frames: torch.Tensor, matrix: list[list[float]]) -> torch.Tensor:
 
 
 def rotate(frames: torch.Tensor, degrees: float) -> torch.Tensor:
+    """Clockwise around the centre."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     return affine(frames, [[cos, sin, 0], [-sin, cos, 0]])
 
@@ -324,6 +325,11 @@ def color_jitter(frames: torch.Tensor, probability: float, generator: torch.Gene
 
 
 # -------------------------------------------------------------------------------------------------------------- batch
+
+
+def soft_labels(labels: torch.Tensor, num_classes: int, smoothing: float = 0.0) -> torch.Tensor:
+    """Class probabilities (batch, classes) from class ids (batch,): 1 - smoothing on the class, the rest shared by all."""
+    return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
 
 
 def mix_batch(

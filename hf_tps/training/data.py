@@ -246,14 +246,15 @@ def _text_rows(path: Path) -> list[tuple[str, str]]:
     lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not lines:
         return []
-    # The last word decides: in `a, b.mp4 3` the label is parted by a blank, in `a b.mp4,7` by the comma.
-    delimiter = next((mark for mark in "\t,;" if all(_parts_label(line, mark) for line in lines)), None)
+    # A header says what parts the columns. Else the last word decides: in `a, b.mp4 3` the label is parted by a blank, in `a b.mp4,7` by the comma.
+    delimiter = next((mark for mark in "\t,;" if _is_header(lines[0].split(mark))), None)
+    delimiter = delimiter or next((mark for mark in "\t,;" if all(_parts_label(line, mark) for line in lines)), None)
     rows = (
         [list(row) for row in csv.reader(lines, delimiter=delimiter, skipinitialspace=True)]
         if delimiter
         else [line.rsplit(None, 1) for line in lines]
     )
-    header = [column.strip().lower() for column in rows[0]]
+    header = _column_names(rows[0])
     if "youtube_id" in header:
         return _kinetics_rows(path, header, rows[1:])
     name_column, label_column = 0, 1
@@ -270,6 +271,15 @@ def _text_rows(path: Path) -> list[tuple[str, str]]:
                 "comma). Lists with more columns need a header line that names `path` and `label`."
             )
     return [(row[name_column].strip(), row[label_column].strip()) for row in rows]
+
+
+def _column_names(row: list[str]) -> list[str]:
+    return [column.strip().strip('"').lower() for column in row]
+
+
+def _is_header(row: list[str]) -> bool:
+    columns = set(_column_names(row))
+    return "youtube_id" in columns or bool(columns & set(_PATH_COLUMNS) and columns & set(_LABEL_COLUMNS))
 
 
 def _parts_label(line: str, mark: str) -> bool:

@@ -9,9 +9,6 @@ from pathlib import Path
 
 from torch import nn
 from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedConfig
-
-# not the one at the top level of transformers, which is a placeholder wherever torchvision is missing
-from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.utils import cached_file
 
 from ..video_processing_tps import TPSVideoProcessor
@@ -165,20 +162,18 @@ def load_model(
     return model
 
 
-def load_processor(
-    name_or_path: str | None, config: PreTrainedConfig, overrides: dict, trust_remote_code: bool = False
-) -> TPSVideoProcessor:
+def load_processor(name_or_path: str | None, config: PreTrainedConfig, overrides: dict) -> TPSVideoProcessor:
     """The checkpoint's processor with some settings changed; where there is none of ours, one from what its files tell.
 
     Args:
         name_or_path: the checkpoint; None, or an image checkpoint: sizes come from the model's config.
         overrides: settings of `TPSVideoProcessor`; `num_frames` is the model's.
     """
-    settings = {} if name_or_path is None else _saved_settings(name_or_path, trust_remote_code)
-    if isinstance(settings, TPSVideoProcessor):
-        settings = {**settings.to_dict(), **overrides}
+    settings = {} if name_or_path is None else _saved_settings(name_or_path)
+    if settings.get("video_processor_type") == TPSVideoProcessor.__name__:
+        settings |= overrides
     else:
-        # Transformers' processors use the names differently: a frame is cut to the size that the model reads.
+        # Other processors mean other things by the same names: a frame is cut to the size that the model reads.
         side = _image_size(config) or 224
         half = [0.5, 0.5, 0.5] if config.model_type in _HALF else None
         plain = {name: settings[name] for name in ("image_mean", "image_std", "rescale_factor") if name in settings}
@@ -202,13 +197,7 @@ def _image_size(config: PreTrainedConfig) -> int | None:
     return max(size) if isinstance(size, list | tuple) else size
 
 
-def _saved_settings(name_or_path: str, trust_remote_code: bool) -> TPSVideoProcessor | dict:
-    try:
-        processor = AutoVideoProcessor.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-        if isinstance(processor, TPSVideoProcessor):
-            return processor
-    except (ImportError, OSError, ValueError):
-        pass  # another library's processor, or none
+def _saved_settings(name_or_path: str) -> dict:
     if Path(name_or_path).is_file():
         return {}
     for file in ("video_preprocessor_config.json", "preprocessor_config.json"):
