@@ -152,8 +152,9 @@ def train(arguments: argparse.Namespace) -> None:
     stream = videos = None
     with accelerator.main_process_first():
         if arguments.streaming:
-            stream = flags.read_training_stream(arguments, accelerator.process_index, accelerator.num_processes)
-            validation, found = flags.read_videos(arguments, "validation"), stream.class_names
+            processes = (accelerator.process_index, accelerator.num_processes)
+            stream, validation = flags.read_training_stream(arguments, *processes)
+            found = stream.class_names
         else:
             videos, validation = flags.read_training_data(arguments)
             found = videos.class_names

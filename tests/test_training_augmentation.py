@@ -118,7 +118,7 @@ def test_single_operations_by_hand():
     assert (rotate(square, 90).int() - torch.rot90(square, -1, (-2, -1)).int()).abs().max() <= 1
     assert (hue(frames, 1 / 3).float() - frames.roll(1, dims=1).float()).abs().max() <= 1
     flat = torch.bincount(equalize(dull)[:, 0].flatten().long() // 64, minlength=4).float()
-    assert flat.min() > 0.8 * flat.max()
+    assert flat.min() > 0.6 * flat.max()
 
 
 def test_contrast_counts_the_whole_clip_so_that_brightness_does_not_flicker():

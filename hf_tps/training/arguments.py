@@ -245,16 +245,22 @@ def read_training_data(arguments: argparse.Namespace) -> tuple[LabelledVideos, L
         train, validation = split_off_validation(train, arguments.train_val_split, arguments.seed)
     train = first_videos(train, arguments.max_train_samples, arguments.seed)
     check_files(train, arguments.on_broken_video)
-    if validation is not None:
-        validation = first_videos(validation, arguments.max_eval_samples, arguments.seed)
-        check_files(validation, arguments.on_broken_video)
-        # Here, before a model is loaded; with numbers for labels too.
-        validation.label_ids(train.class_names)
-    return train, validation
+    return train, None if validation is None else _checked_validation(arguments, validation, train.class_names)
 
 
-def read_training_stream(arguments: argparse.Namespace, rank: int, world_size: int) -> StreamedVideos:
-    """This process's share of a streamed data set.
+def _checked_validation(
+    arguments: argparse.Namespace, validation: LabelledVideos, class_names: Sequence[str]
+) -> LabelledVideos:
+    validation = first_videos(validation, arguments.max_eval_samples, arguments.seed)
+    check_files(validation, arguments.on_broken_video)
+    validation.label_ids(class_names)  # now, before a model is loaded
+    return validation
+
+
+def read_training_stream(
+    arguments: argparse.Namespace, rank: int, world_size: int
+) -> tuple[StreamedVideos, LabelledVideos | None]:
+    """This process's share of a streamed data set, and its validation split, which is not streamed.
 
     Raises:
         ValueError: without --dataset_name and --max_train_steps, or for a split that does not exist.
@@ -268,7 +274,7 @@ def read_training_stream(arguments: argparse.Namespace, rank: int, world_size: i
     dataset = _load_split(arguments, arguments.train_split, streaming=True)
     if dataset is None:
         raise ValueError(f"{arguments.dataset_name} has no split {arguments.train_split!r}.")
-    return StreamedVideos(
+    stream = StreamedVideos(
         split_dataset_by_node(dataset, rank=rank, world_size=world_size),
         arguments.dataset_name,
         arguments.video_column_name,
@@ -276,6 +282,8 @@ def read_training_stream(arguments: argparse.Namespace, rank: int, world_size: i
         arguments.seed,
         arguments.shuffle_buffer,
     )
+    validation = read_videos(arguments, "validation")
+    return stream, None if validation is None else _checked_validation(arguments, validation, stream.class_names)
 
 
 def config_overrides(arguments: argparse.Namespace) -> dict:
