@@ -145,7 +145,12 @@ def test_two_processes_train_and_test_as_one_does(data, tmp_path, root):
     two = [*basics(data, tmp_path / "two"), *flags, "--per_device_train_batch_size", 2]
     run(root, "finetune.py", *two, processes=2)
     one, both = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert all((one[name] - both[name]).abs().max() < 1e-4 for name in one)
+    for name, weight in one.items():
+        apart = (weight - both[name]).abs()
+        if name.endswith("qkv.bias"):
+            # Softmax does not see the bias of the keys: its gradient is rounding noise, which AdamW makes into full steps.
+            apart = torch.stack(apart.chunk(3))[[0, 2]]
+        assert apart.max() < 1e-4, name
     for first, second in zip(results(tmp_path / "one")["history"], results(tmp_path / "two")["history"], strict=True):
         assert first == pytest.approx(second, abs=1e-4)
 
