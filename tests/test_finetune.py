@@ -38,7 +38,8 @@ def data(tmp_path_factory) -> Path:
 
 
 def environment(root: Path) -> dict:
-    return {**os.environ, "PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(root)]))
+    return {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
 def start(root: Path, script: str, *arguments, processes: int = 1) -> subprocess.Popen:
