@@ -39,6 +39,10 @@ _SNIFF_BYTES = 1024
 _CHUNK_BYTES = 1 << 20
 _MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
+# Newer PyAV converts every frame with threads of its own. They cost more than they bring, and a process that is forked
+# afterwards (a worker of a DataLoader) waits forever for them when it clears away the frames of its parent.
+_ONE_THREAD = {"threads": 1} if "threads" in (av.VideoFrame.reformat.__doc__ or "") else {}
+
 FrameIndices = Sequence[int] | np.ndarray | torch.Tensor
 
 
@@ -503,7 +507,7 @@ class _Video:
 
 def _pixels(frame: Any, size: tuple[int, int]) -> np.ndarray:
     """The frame as uint8 RGB (height, width, 3), scaled to the stored size (width, height) and upright."""
-    pixels = frame.reformat(width=size[0], height=size[1], format="rgb24").to_ndarray()
+    pixels = frame.reformat(width=size[0], height=size[1], format="rgb24", **_ONE_THREAD).to_ndarray()
     matrix = frame.side_data.get("DISPLAYMATRIX")
     return pixels if matrix is None else _upright(pixels, np.frombuffer(matrix, np.int32))
 

@@ -1,0 +1,145 @@
+"""
+Fine-tune a video classifier with Transformers' Trainer: the short form of finetune.py, for those who have a Trainer set-up.
+
+    python examples/finetune_trainer.py --model_name_or_path microsoft/swin-tiny-patch4-window7-224 --from_image tps \
+        --train_dir videos/train --validation_dir videos/val --output_dir my-model --num_train_epochs 10 --bf16
+
+Takes all flags of TrainingArguments, and finetune.py's flags for data, model, clips and augmentation. Recipes, rates by
+layer, streams, and runs that continue bit for bit whatever the number of workers are in finetune.py.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
+
+from hf_tps.training import arguments as flags
+from hf_tps.training import results as outcome
+from hf_tps.training.augmentation import ClipAugmentation, mix_batch, soft_labels
+from hf_tps.training.data import BrokenVideos, ClipReader, VideoDataset, collate
+from hf_tps.training.metrics import summarize
+from hf_tps.training.starting_points import check_model, load_model, load_processor
+
+
+class ClipTrainer(Trainer):
+    """Trainer with a loss for class ids and for class probabilities, whatever the model makes of float labels."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False  # the loss below is a plain mean: Trainer divides by accumulated steps
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = F.cross_entropy(outputs.logits.float(), labels)
+        return (loss, outputs) if return_outputs else loss
+
+
+class Collator:
+    """Batches for the model; mixing and label smoothing for training clips, which have no axis for views."""
+
+    def __init__(self, arguments: argparse.Namespace, num_classes: int):
+        self.arguments, self.num_classes = arguments, num_classes
+        self.broken = BrokenVideos(arguments.on_broken_video)
+
+    def __call__(self, items: list[dict]) -> dict:
+        batch = collate(items)
+        self.broken.check(batch)
+        pixel_values, labels = batch["pixel_values"], batch["labels"]
+        if pixel_values.ndim == 5:
+            labels = soft_labels(labels, self.num_classes, self.arguments.label_smoothing)
+            generator = torch.Generator().manual_seed(int(torch.randint(2**32, ())))
+            pixel_values, labels = mix_batch(
+                pixel_values, labels, generator, self.arguments.mixup, self.arguments.cutmix
+            )
+        elif pixel_values.shape[1] == 1:
+            pixel_values = pixel_values[:, 0]
+        return {"pixel_values": pixel_values, "labels": labels}
+
+
+def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, TrainingArguments]:
+    parser = argparse.ArgumentParser(
+        description="Fine-tune a video classifier with Trainer; all flags of TrainingArguments work too.",
+        allow_abbrev=False,
+    )
+    flags.add_data_arguments(parser, training=True)
+    flags.add_model_arguments(parser)
+    flags.add_clip_arguments(parser)
+    flags.add_augmentation_arguments(parser)
+    arguments, others = parser.parse_known_args(argv)
+    (training,) = HfArgumentParser(TrainingArguments, allow_abbrev=False).parse_args_into_dataclasses(others)
+    if arguments.streaming:
+        parser.error("--streaming is for finetune.py")
+    training.dataloader_num_workers = arguments.dataloader_num_workers
+    training.remove_unused_columns = False
+    arguments.seed = training.seed
+    return arguments, training
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments, training = parse_arguments(argv)
+    try:
+        train(arguments, training)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train(arguments: argparse.Namespace, training: TrainingArguments) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    set_seed(training.seed)
+    videos, validation = flags.read_training_data(arguments)
+    class_names = videos.class_names
+    source = arguments.model_name_or_path or arguments.config_name
+    model = load_model(
+        class_names,
+        model_name_or_path=arguments.model_name_or_path,
+        config_name=arguments.config_name,
+        from_image=arguments.from_image,
+        sttm_keep_ratio=arguments.sttm_keep_ratio,
+        config_overrides=flags.config_overrides(arguments),
+        attn_implementation=arguments.attn_implementation,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    check_model(model)
+    processor = load_processor(source, model.config, flags.processor_overrides(arguments))
+    settings = flags.augmentation_settings(arguments, class_names)
+    crop_size = (processor.crop_size["height"], processor.crop_size["width"])
+    augmentation = None if settings is None else ClipAugmentation(settings, crop_size, processor.antialias)
+    clips = ClipReader(processor, augmentation, {"num_clips": 1, "num_crops": 1})
+
+    def compute_metrics(prediction) -> dict:
+        summary = summarize(prediction.predictions, prediction.label_ids, class_names)
+        return {name: summary[name] for name in ("top1", "top5", "mean_class_accuracy")}
+
+    trainer = ClipTrainer(
+        model=model,
+        args=training,
+        train_dataset=VideoDataset(videos, class_names, clips, training=True),
+        eval_dataset=None if validation is None else VideoDataset(validation, class_names, clips),
+        data_collator=Collator(arguments, len(class_names)),
+        compute_metrics=compute_metrics,
+        processing_class=processor,
+    )
+    done = trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    results = {**done.metrics, **({} if validation is None else trainer.evaluate())}
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        output_dir = Path(training.output_dir)
+        outcome.write_json(output_dir / "all_results.json", results)
+        print(
+            ", ".join(
+                f"{name} {results[name]:.4g}" for name in ("eval_top1", "eval_top5", "train_loss") if name in results
+            )
+        )
+    if training.push_to_hub:
+        trainer.push_to_hub()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

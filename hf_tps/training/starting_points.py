@@ -1,0 +1,229 @@
+"""Where training begins: a video checkpoint, an image checkpoint, a bare config, with or without token merging."""
+
+import inspect
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedConfig
+from transformers.utils import cached_file
+
+from ..video_processing_tps import TPSVideoProcessor
+
+logger = logging.getLogger(__name__)
+
+# How a model begins from another one: the class (by its public name) and its constructor.
+FROM_IMAGE = {
+    "tps": ("TPSForVideoClassification", "from_image_pretrained"),
+    "xvit": ("XViTForVideoClassification", "from_image_pretrained"),
+    "laps": ("LAPSForVideoClassification", "from_image_pretrained"),
+    "shift": ("VideoShiftForVideoClassification", "from_image_pretrained"),
+}
+WITH_MERGING = ("STTMForVideoClassification", "from_video_pretrained")
+
+# Normalisation where no file tells: what the families' image models were trained with.
+_HALF = ("xvit", "laps", "vit")
+
+
+def _constructor(entry: tuple[str, str]):
+    package = sys.modules[__package__.partition(".")[0]]
+    model_class = getattr(package, entry[0], None)
+    if model_class is None:
+        raise ValueError(f"This version of {package.__name__} has no {entry[0]}.")
+    return getattr(model_class, entry[1])
+
+
+def parse_overrides(text: str | None) -> dict:
+    """`name=value,name=value` as a dictionary; values are JSON where they can be, else text. Lists: `depths=[2,2]`.
+
+    Raises:
+        ValueError: for an entry without a name or a value.
+    """
+    overrides, depth, entry = {}, 0, ""
+    for character in (text or "") + ",":
+        depth += {"[": 1, "]": -1}.get(character, 0)
+        if character != "," or depth > 0:
+            entry += character
+            continue
+        name, equals, value = (part.strip() for part in entry.partition("="))
+        if entry.strip():
+            if not (name and equals and value):
+                raise ValueError(f"--config_overrides must be name=value,name=value; {entry!r} is not.")
+            try:
+                overrides[name] = json.loads(value)
+            except json.JSONDecodeError:
+                overrides[name] = {"None": None, "True": True, "False": False}.get(value, value)
+        entry = ""
+    return overrides
+
+
+def class_order(class_names: Sequence[str], checkpoint_names: Sequence[str] | None) -> tuple[list[str], bool]:
+    """The classes in the order of the checkpoint where it knows exactly them, and whether that is so."""
+    if checkpoint_names is not None and set(class_names) == set(checkpoint_names):
+        return list(checkpoint_names), True
+    return list(class_names), False
+
+
+def checkpoint_class_names(config: PreTrainedConfig) -> list[str]:
+    """The names of a model's classes in the order of their ids."""
+    return [config.id2label[number] for number in range(config.num_labels)]
+
+
+def load_config(name_or_path: str, trust_remote_code: bool = False, **overrides) -> PreTrainedConfig:
+    """A config from a folder, a JSON file or the Hub, with some of its fields changed.
+
+    Raises:
+        ValueError: if a field does not exist.
+    """
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    unknown = sorted(name for name in overrides if not hasattr(config, name))
+    if unknown:
+        raise ValueError(f"{unknown} are no fields of {type(config).__name__}.")
+    return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **overrides)
+
+
+def load_model(
+    class_names: Sequence[str],
+    *,
+    model_name_or_path: str | None = None,
+    config_name: str | None = None,
+    from_image: str | None = None,
+    sttm_keep_ratio: float | None = None,
+    config_overrides: dict | None = None,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """A video classifier for these classes.
+
+    Args:
+        class_names: in the order of their ids. A checkpoint keeps its classifier if it has these very classes.
+        model_name_or_path: a video checkpoint, or with `from_image` an image checkpoint; folder or Hub id.
+        config_name: instead of it, a config (folder or file): training from scratch.
+        from_image: one of `FROM_IMAGE`.
+        sttm_keep_ratio: token merging in a video checkpoint, with this share of tokens kept.
+        config_overrides: fields of the config.
+
+    Raises:
+        ValueError: if these contradict each other, or weights other than the classifier's do not fit.
+    """
+    if (model_name_or_path is None) == (config_name is None):
+        raise ValueError("Give either --model_name_or_path (a checkpoint) or --config_name (training from scratch).")
+    if from_image is not None and from_image not in FROM_IMAGE:
+        raise ValueError(f"--from_image must be one of {', '.join(FROM_IMAGE)}, got {from_image!r}.")
+    if from_image is not None and model_name_or_path is None:
+        raise ValueError("--from_image needs --model_name_or_path, the image checkpoint.")
+    if sttm_keep_ratio is not None and (from_image is not None or model_name_or_path is None):
+        raise ValueError("--sttm_keep_ratio needs --model_name_or_path with a video checkpoint.")
+    id2label = dict(enumerate(class_names))
+    labels = {"id2label": id2label, "label2id": {name: number for number, name in id2label.items()}}
+    overrides = dict(config_overrides or {})
+    loading = {"attn_implementation": attn_implementation} if attn_implementation else {}
+
+    if config_name is not None:
+        config = load_config(config_name, trust_remote_code, **overrides, **labels)
+        return AutoModelForVideoClassification.from_config(config, trust_remote_code=trust_remote_code, **loading)
+
+    if from_image is not None:
+        model = _constructor(FROM_IMAGE[from_image])(
+            model_name_or_path, num_labels=len(class_names), **overrides, **loading
+        )
+        model.config.id2label, model.config.label2id = labels["id2label"], labels["label2id"]
+        return model
+
+    config = load_config(model_name_or_path, trust_remote_code, **overrides)
+    same = checkpoint_class_names(config) == list(class_names)
+    if sttm_keep_ratio is not None and config.model_type != "sttm":
+        constructor = _constructor(WITH_MERGING)
+        changes = overrides if same else {**overrides, **labels, "ignore_mismatched_sizes": True}
+        return constructor(model_name_or_path, keep_ratio=sttm_keep_ratio, **changes, **loading)
+    if sttm_keep_ratio is not None:
+        overrides["keep_ratio"] = sttm_keep_ratio
+    model, report = AutoModelForVideoClassification.from_pretrained(
+        model_name_or_path,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+        **({} if same else {**labels, "ignore_mismatched_sizes": True}),
+        **overrides,
+        **loading,
+    )
+    doubtful = sorted(
+        str(key)
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        for key in report[kind]
+        if same or "classifier" not in str(key)
+    )
+    if doubtful:
+        raise ValueError(f"{model_name_or_path} does not fit its model, these weights do not load: {doubtful[:10]}.")
+    if not same:
+        logger.warning("%s has other classes: the classifier is new.", model_name_or_path)
+    return model
+
+
+def load_processor(name_or_path: str | None, config: PreTrainedConfig, overrides: dict) -> TPSVideoProcessor:
+    """The checkpoint's processor with some settings changed; where there is none of ours, one from what its files tell.
+
+    Args:
+        name_or_path: the checkpoint; None, or an image checkpoint: sizes come from the model's config.
+        overrides: settings of `TPSVideoProcessor`; `num_frames` is the model's.
+    """
+    settings = {} if name_or_path is None else _saved_settings(name_or_path)
+    if settings.get("video_processor_type") == TPSVideoProcessor.__name__:
+        settings |= overrides
+    else:
+        # Other processors mean other things by the same names: a frame is cut to the size that the model reads.
+        side = _image_size(config) or 224
+        half = [0.5, 0.5, 0.5] if config.model_type in _HALF else None
+        plain = {name: settings[name] for name in ("image_mean", "image_std", "rescale_factor") if name in settings}
+        plain = {**({"image_mean": half, "image_std": half} if half else {}), **plain}
+        settings = {**plain, "crop_size": {"height": side, "width": side}, "antialias": True, **overrides}
+        settings.setdefault("size", {"shortest_edge": round(max(dict(settings["crop_size"]).values()) * 256 / 224)})
+    num_frames = getattr(config, "num_frames", None) or getattr(_backbone(config), "num_frames", None)
+    if num_frames is not None:
+        settings["num_frames"], settings["fps"] = num_frames, None
+    known = TPSVideoProcessor.valid_kwargs.__annotations__
+    return TPSVideoProcessor(**{name: value for name, value in settings.items() if name in known and value is not None})
+
+
+def _backbone(config: PreTrainedConfig):
+    return getattr(config, "backbone_config", None)
+
+
+def _image_size(config: PreTrainedConfig) -> int | None:
+    size = getattr(config, "image_size", None) or getattr(_backbone(config), "image_size", None)
+    size = size or getattr(config, "crop_size", None)
+    return max(size) if isinstance(size, list | tuple) else size
+
+
+def _saved_settings(name_or_path: str) -> dict:
+    if Path(name_or_path).is_file():
+        return {}
+    for file in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        try:
+            found = cached_file(name_or_path, file, _raise_exceptions_for_missing_entries=False)
+        except OSError:
+            found = None
+        if found:
+            return json.loads(Path(found).read_text(encoding="utf-8"))
+    return {}
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Only the classifier is trained."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("classifier"))
+
+
+def check_model(model: nn.Module) -> None:
+    """
+    Raises:
+        ValueError: for a model that needs more than one class for each video.
+    """
+    if model.config.problem_type in ("multi_label_classification", "regression"):
+        raise ValueError(
+            f"One class for each video is trained; the config has problem_type={model.config.problem_type!r}."
+        )
+    if "pixel_values" not in inspect.signature(model.forward).parameters:
+        raise ValueError(f"{type(model).__name__} does not take pixel_values.")

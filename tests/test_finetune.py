@@ -1,0 +1,391 @@
+"""finetune.py, finetune_trainer.py and evaluate.py as a user runs them, on three colours."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import evaluate
+import finetune
+import micro_models
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file
+from transformers import AutoModelForVideoClassification
+from video_folders import write_colour, write_colour_folders
+
+import hf_tps
+from hf_tps.training import results as outcome
+from hf_tps.training.checkpoints import list_checkpoints
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """12 videos to train on and 13 to validate with (which no even number of processes divides), and two configs."""
+    folder = tmp_path_factory.mktemp("data")
+    write_colour_folders(folder / "train", (4, 4, 4))
+    write_colour_folders(folder / "val", (5, 4, 4), seed=1000)
+    micro_models.config("xvit", num_hidden_layers=2, image_size=32, classifier_dropout=0.0).save_pretrained(
+        folder / "xvit"
+    )
+    return folder
+
+
+def environment(root: Path) -> dict:
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(root)]))
+    return {**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+def start(root: Path, script: str, *arguments, processes: int = 1) -> subprocess.Popen:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*launcher, str(root / "examples" / script), *map(str, arguments)]
+    return subprocess.Popen(command, env=environment(root), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def run(root: Path, script: str, *arguments, processes: int = 1) -> str:
+    process = start(root, script, *arguments, processes=processes)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def here(script, *arguments) -> int:
+    """The script's `main` in this process: for what needs no process of its own."""
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+    os.environ["ACCELERATE_USE_CPU"] = "true"
+    try:
+        return script.main([str(argument) for argument in arguments])
+    finally:
+        del os.environ["ACCELERATE_USE_CPU"]
+
+
+def basics(data: Path, output: Path, model: str = "xvit") -> list:
+    train = ["--config_name", data / model, "--train_dir", data / "train", "--validation_dir", data / "val"]
+    return [*train, "--output_dir", output, "--learning_rate", "3e-3", "--per_device_train_batch_size", "4"]
+
+
+def results(output: Path, name: str = "all_results.json") -> dict:
+    return json.loads((output / name).read_text())
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    return load_file(output / "model.safetensors")
+
+
+def test_a_run_learns_and_leaves_all_that_is_promised(data, tmp_path, root):
+    flags = ["--num_train_epochs", 12, "--dataloader_num_workers", 1, "--label_smoothing", 0.1, "--weight_decay", 0.01]
+    output = run(root, "finetune.py", *basics(data, tmp_path / "out"), *flags, "--cache_frames", tmp_path / "cache")
+    assert "eval_top1" in output
+    found = results(tmp_path / "out")
+    assert found["eval_top1"] == 1.0
+    assert found["eval_top5"] == 1.0
+    assert found["train_loss"] < found["history"][0]["train_loss"]
+    assert (found["step"], found["epoch"], found["eval_videos"]) == (36, 12, 13)
+    assert found["eval_per_class"]["blue"] == {"videos": 5, "top1": 1.0}
+    assert found["clips_per_second"] > 0
+    assert [entry["step"] for entry in found["history"]] == list(range(3, 37, 3))
+
+    model = AutoModelForVideoClassification.from_pretrained(tmp_path / "out")
+    assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}
+    processor = hf_tps.TPSVideoProcessor.from_pretrained(tmp_path / "out")
+    pixel_values = processor(str(data / "val" / "red" / "0.mp4"), return_tensors="pt").pixel_values
+    assert model(pixel_values).logits.argmax() == 2
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| eval_top1 | 1 |" in card
+    assert "pipeline_tag: video-classification" in card
+    assert str(tmp_path) not in card
+    assert (tmp_path / "out" / "confusion_matrix.png").stat().st_size > 5000
+    assert [path.name for path in list_checkpoints(tmp_path / "out" / "checkpoints")] == ["step_33", "step_36"]
+    assert not list((tmp_path / "out").rglob(".*"))
+
+
+def test_kill_and_resume_ends_with_the_very_same_weights(data, tmp_path, root):
+    # everything that is drawn by chance or kept between steps: dropout, mixing, moving average, momentum, schedule
+    flags = ["--num_train_epochs", 4, "--checkpointing_steps", 2, "--ema_decay", 0.9, "--warmup_epochs", 1]
+    flags += ["--mixup", 0.4, "--cutmix", 1.0, "--rand_augment_ops", 2, "--erasing", 0.5, "--classifier_dropout", 0.5]
+    flags += ["--drop_path_rate", 0.2, "--gradient_accumulation_steps", 2, "--per_device_train_batch_size", 2]
+    flags += ["--max_grad_norm", 1, "--dataloader_num_workers", 0]
+    run(root, "finetune.py", *basics(data, tmp_path / "whole"), *flags)
+
+    broken_off = tmp_path / "broken_off"
+    process = start(root, "finetune.py", *basics(data, broken_off), *flags)
+    deadline = time.monotonic() + 120
+    while not (broken_off / "checkpoints" / "step_4").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (broken_off / "all_results.json").exists()
+    # as a process leaves it that dies while it saves
+    half_written = broken_off / "checkpoints" / ".incomplete-step_12"
+    half_written.mkdir(exist_ok=True)
+    (half_written / "model.safetensors").write_bytes(b"half")
+
+    # with another number of workers, which must not matter
+    flags[-1] = 1
+    run(root, "finetune.py", *basics(data, broken_off), *flags, "--resume_from_checkpoint", "latest")
+    assert not half_written.exists()
+    whole, continued = weights(tmp_path / "whole"), weights(broken_off)
+    assert all(torch.equal(whole[name], continued[name]) for name in whole)
+    assert results(broken_off)["history"] == results(tmp_path / "whole")["history"]
+
+
+def test_two_processes_train_and_test_as_one_does(data, tmp_path, root):
+    flags = ["--num_train_epochs", 2, "--no_augmentation", "--checkpointing_steps", "no", "--dataloader_num_workers", 0]
+    run(root, "finetune.py", *basics(data, tmp_path / "one"), *flags)
+    two = [*basics(data, tmp_path / "two"), *flags, "--per_device_train_batch_size", 2]
+    run(root, "finetune.py", *two, processes=2)
+    one, both = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name, weight in one.items():
+        apart = (weight - both[name]).abs()
+        if name.endswith("qkv.bias"):
+            # Softmax does not see the bias of the keys: its gradient is rounding noise, which AdamW makes into full steps.
+            apart = torch.stack(apart.chunk(3))[[0, 2]]
+        assert apart.max() < 1e-4, name
+    for first, second in zip(results(tmp_path / "one")["history"], results(tmp_path / "two")["history"], strict=True):
+        assert first == pytest.approx(second, abs=1e-4)
+
+    tested = ["--model_name_or_path", tmp_path / "one", "--validation_dir", data / "val", "--protocol", "ssv2-2x3"]
+    run(root, "evaluate.py", *tested, "--output_dir", tmp_path / "test2", "--batch_size", 3, processes=2)
+    assert here(evaluate, *tested, "--output_dir", tmp_path / "test1", "--view_batch_size", 5) == 0
+    single, shared = (results(tmp_path / name, "results.json") for name in ("test1", "test2"))
+    assert {**single, "videos_per_second": 0} == {**shared, "videos_per_second": 0}
+    tables = [list(csv.reader((tmp_path / name / "scores.csv").open())) for name in ("test1", "test2")]
+    assert [row[:3] for row in tables[0]] == [row[:3] for row in tables[1]]
+    assert len(tables[0]) == 14
+    for first, second in zip(tables[0][1:], tables[1][1:], strict=True):
+        assert list(map(float, first[3:])) == pytest.approx(list(map(float, second[3:])), abs=1e-5)
+    right = sum(row[1] == row[2] for row in tables[0][1:])
+    assert single["top1"] == pytest.approx(right / 13)
+    assert (single["num_clips"], single["num_crops"], single["videos"]) == (2, 3, 13)
+
+
+def test_the_trainer_version_learns_too(data, tmp_path, root):
+    flags = [
+        "--num_train_epochs",
+        12,
+        "--dataloader_num_workers",
+        0,
+        "--report_to",
+        "none",
+        "--mixup",
+        0.2,
+        "--use_cpu",
+    ]
+    run(root, "finetune_trainer.py", *basics(data, tmp_path / "out"), *flags)
+    assert results(tmp_path / "out")["eval_top1"] == 1.0
+    assert AutoModelForVideoClassification.from_pretrained(tmp_path / "out").config.label2id["green"] == 1
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+QUICK = ["--max_train_steps", 1, "--dataloader_num_workers", 0, "--checkpointing_steps", "no"]
+
+
+def model_flags(data: Path, output: Path) -> list:
+    return ["--config_name", data / "xvit", "--output_dir", output, *QUICK, "--per_device_train_batch_size", 2]
+
+
+def test_lists_are_trained_on_with_names_for_their_numbers(data, tmp_path):
+    (tmp_path / "names.txt").write_text("rot\ngrün\n")
+    (tmp_path / "train.txt").write_text("red/0.mp4 0\ngreen/0.mp4 1\nred/1.mp4 0\n")
+    (tmp_path / "val.csv").write_text("path,label\ngreen/1.mp4,grün\n")
+    lists = ["--train_file", tmp_path / "train.txt", "--validation_file", tmp_path / "val.csv"]
+    lists += ["--video_dir", data / "train", "--label_names", tmp_path / "names.txt"]
+    assert here(finetune, *model_flags(data, tmp_path / "out"), *lists) == 0
+    assert results(tmp_path / "out")["train_videos"] == 3
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"] == {"0": "rot", "1": "grün"}
+
+
+@pytest.fixture(scope="module")
+def hub_data(data, tmp_path_factory) -> Path:
+    """A data set as the Hub has it: parquet files with the bytes of the videos."""
+    from datasets import ClassLabel, Dataset, Features, Video
+
+    folder = tmp_path_factory.mktemp("hub_data")
+    features = Features({"video": Video(decode=False), "label": ClassLabel(names=["blue", "green", "red"])})
+    for split, part in (("train", "train"), ("validation", "val")):
+        paths = sorted((data / part).rglob("*.mp4"))
+        rows = {
+            "video": [{"path": path.name, "bytes": path.read_bytes()} for path in paths],
+            "label": [features["label"].names.index(path.parent.name) for path in paths],
+        }
+        Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_hub_data_set_is_trained_on(streaming, data, hub_data, tmp_path):
+    flags = ["--dataset_name", hub_data, "--cache_dir", tmp_path / "cache", "--max_eval_samples", 5]
+    flags += ["--streaming"] if streaming else []
+    assert here(finetune, *model_flags(data, tmp_path / "out"), *flags) == 0
+    found = results(tmp_path / "out")
+    assert found["eval_videos"] == 5
+    assert found["train_videos"] == (None if streaming else 12)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["label2id"]["red"] == 2
+
+
+def test_a_part_is_split_off_where_no_validation_is_given(data, tmp_path):
+    flags = ["--train_dir", data / "train", "--train_val_split", 0.25]
+    assert here(finetune, *model_flags(data, tmp_path / "out"), *flags) == 0
+    assert results(tmp_path / "out")["train_videos"] == 9
+    assert results(tmp_path / "out")["eval_videos"] == 3
+
+
+@pytest.mark.parametrize("policy", ["skip", "error"])
+def test_broken_videos_are_counted_or_stop_the_run(policy, data, tmp_path, capsys):
+    write_colour_folders(tmp_path / "videos", (1, 1, 1))
+    for name in ("blue/x.mp4", "red/x.mp4"):
+        (tmp_path / "videos" / name).write_text("no video")
+    flags = ["--train_dir", tmp_path / "videos", "--validation_dir", tmp_path / "videos", "--max_train_steps", 3]
+    done = here(finetune, *model_flags(data, tmp_path / "out"), *flags, "--on_broken_video", policy)
+    if policy == "error":
+        assert done == 1
+        assert "x.mp4" in capsys.readouterr().err
+        assert not (tmp_path / "out" / "all_results.json").exists()
+    else:
+        assert done == 0
+        assert results(tmp_path / "out")["broken_videos"] == 2
+        assert results(tmp_path / "out")["eval_videos"] == 3
+        assert "red/x.mp4\t" in (tmp_path / "out" / "broken_videos.txt").read_text()
+
+
+def test_a_broken_video_has_an_empty_line_in_the_scores(data, tmp_path):
+    config = micro_models.config("xvit", num_labels=3, id2label={0: "red", 1: "green", 2: "blue"})
+    hf_tps.XViTForVideoClassification(config).save_pretrained(tmp_path / "model")
+    write_colour(tmp_path / "videos" / "red" / "a.mp4", "red", 0)
+    (tmp_path / "videos" / "red" / "b.mp4").write_text("no video")
+    flags = ["--model_name_or_path", tmp_path / "model", "--validation_dir", tmp_path / "videos", "--protocol", "1x1"]
+    assert here(evaluate, *flags, "--output_dir", tmp_path / "out", "--dataloader_num_workers", 0) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "scores.csv").open()))
+    assert [row["video"] for row in rows] == ["red/a.mp4", "red/b.mp4"]
+    assert sum(float(rows[0][name]) for name in ("red", "green", "blue")) == pytest.approx(1, abs=1e-4)
+    assert set(rows[1].values()) == {"red/b.mp4", ""}
+    found = results(tmp_path / "out", "results.json")
+    assert found["videos"] == 1
+    assert list(found["broken_videos"]) == ["red/b.mp4"]
+
+
+# --- starts and bad input --------------------------------------------------------------------------------------------
+
+
+def test_an_image_checkpoint_starts_a_video_model_that_evaluate_reads(data, tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8)).save_pretrained(tmp_path / "vit")
+    flags = ["--model_name_or_path", tmp_path / "vit", "--from_image", "xvit", "--train_dir", data / "train"]
+    flags += [
+        "--num_frames",
+        4,
+        "--config_overrides",
+        "temporal_head_heads=2,temporal_head_size=8",
+        "--train_val_split",
+        0,
+    ]
+    done = here(finetune, *flags, "--output_dir", tmp_path / "out", *QUICK, "--per_device_train_batch_size", 2)
+    assert done == 0
+    assert "eval_top1" not in results(tmp_path / "out")
+    processor = hf_tps.TPSVideoProcessor.from_pretrained(tmp_path / "out")
+    assert (processor.num_frames, processor.image_mean[0], processor.crop_size["height"]) == (4, 0.5, 32)
+    flags = ["--model_name_or_path", tmp_path / "out", "--validation_dir", data / "val", "--max_eval_samples", 2]
+    assert here(evaluate, *flags, "--output_dir", tmp_path / "test", "--dataloader_num_workers", 0) == 0
+    assert results(tmp_path / "test", "results.json")["videos"] == 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "nothing to train on"),
+        (["--train_dir", "absent"], "no folder absent"),
+        (["--train_dir", "{train}", "--train_file", "x.txt"], "exclude each other"),
+        (["--train_dir", "{train}", "--validation_dir", "{other}"], "'yellow'"),
+        (["--train_dir", "{train}", "--train_val_split", "0.01"], "at least one"),
+        (["--train_dir", "{train}", "--no_flip_classes", "violet"], "'violet'"),
+        (["--train_dir", "{train}", "--eval_protocol", "k1"], "Unknown protocol"),
+        (["--train_dir", "{train}", "--resume_from_checkpoint", "absent"], "no checkpoint folder"),
+        (["--train_dir", "{train}", "--streaming"], "--streaming needs"),
+        (["--train_dir", "{train}", "--learning_rate", "1e30", "--max_train_steps", "4"], "lower --learning_rate"),
+        (["--train_dir", "{train}", "--push_to_hub"], "--push_to_hub"),
+        (["--train_dir", "{train}", "--lr_scheduler_type", "zigzag"], "zigzag"),
+    ],
+)
+def test_bad_input_is_one_clear_line(flags, message, data, tmp_path, capsys):
+    (tmp_path / "val" / "yellow").mkdir(parents=True)
+    (tmp_path / "val" / "yellow" / "a.mp4").write_bytes(b"x")
+    flags = [flag.format(train=data / "train", other=tmp_path / "val") for flag in flags]
+    assert here(finetune, *model_flags(data, tmp_path / "out"), *flags) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert not (tmp_path / "out" / "all_results.json").exists()
+
+
+@pytest.mark.parametrize("flag", ["--per_device_train_batch_size", "--num_train_epochs", "--checkpointing_steps"])
+def test_zero_is_refused_by_the_parser(flag, data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        here(finetune, *model_flags(data, tmp_path / "out"), flag, 0)
+    assert flag in capsys.readouterr().err
+
+
+def test_an_older_run_is_not_mixed_with_a_new_one(data, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "all_results.json").write_text("{}")
+    flags = [*model_flags(data, tmp_path / "out"), "--train_dir", data / "train", "--train_val_split", 0]
+    assert here(finetune, *flags) == 1
+    assert "--overwrite_output_dir" in capsys.readouterr().err
+    assert results(tmp_path / "out") == {}
+    assert here(finetune, *flags, "--overwrite_output_dir") == 0
+    assert results(tmp_path / "out")["step"] == 1
+
+
+def test_a_checkpoint_of_another_run_is_refused(data, tmp_path, capsys):
+    flags = [*model_flags(data, tmp_path / "out"), "--train_dir", data / "train", "--train_val_split", 0]
+    flags += ["--checkpointing_steps", 1]
+    assert here(finetune, *flags) == 0
+    resume = ["--resume_from_checkpoint", "latest", "--seed", 7]
+    assert here(finetune, *flags, *resume) == 1
+    assert "seed was 42, now 7" in capsys.readouterr().err
+
+
+def test_evaluate_names_classes_that_the_model_does_not_know(data, tmp_path, capsys):
+    micro_models.classifier("xvit").save_pretrained(tmp_path / "model")
+    flags = [
+        "--model_name_or_path",
+        tmp_path / "model",
+        "--validation_dir",
+        data / "val",
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    assert here(evaluate, *flags) == 1
+    assert "'blue'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_pushing_leaves_checkpoints_behind(tmp_path, monkeypatch):
+    calls = {}
+
+    class Api:
+        def create_repo(self, repo_id, **kwargs):
+            calls["create"] = (repo_id, kwargs["private"])
+            return type("Repo", (), {"repo_id": f"me/{repo_id}"})
+
+        def upload_folder(self, **kwargs):
+            calls["upload"] = kwargs
+
+    monkeypatch.setattr(outcome, "HfApi", Api)
+    assert outcome.push_to_hub(tmp_path, "model", private=True) == "me/model"
+    assert calls["create"] == ("model", True)
+    assert calls["upload"]["repo_id"] == "me/model"
+    assert "checkpoints/*" in calls["upload"]["ignore_patterns"]
