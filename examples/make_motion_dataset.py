@@ -15,11 +15,13 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -47,14 +49,14 @@ class MotionSettings:
 
     size: int = 32
     num_frames: int = 8
-    # shares of the side per frame; at 32 pixels 1.6 to 2.9 pixels
-    speed: tuple[float, float] = (0.05, 0.09)
+    # shares of the side per frame; at 32 pixels 2.6 to 4.5 pixels
+    speed: tuple[float, float] = (0.08, 0.14)
     # degrees per frame
-    turn: tuple[float, float] = (18.0, 32.0)
+    turn: tuple[float, float] = (25.0, 40.0)
     # times as large after the whole clip
-    growth: tuple[float, float] = (2.0, 2.8)
+    growth: tuple[float, float] = (2.2, 3.2)
     # share of the side; of the largest frame where the sprite grows
-    radius: tuple[float, float] = (0.17, 0.25)
+    radius: tuple[float, float] = (0.18, 0.26)
     # standard deviation of the pixel noise, of 255
     noise: float = 4.0
 
@@ -80,46 +82,86 @@ def motion_clip(settings: MotionSettings, seed: int, split: str, index: int, lab
     splits share none of them. `label` (by default `class_of_clip(index)`) is not part of what they are drawn from: the
     clip of the opposite class is the same clip backwards.
     """
-    label = class_of_clip(index) if label is None else label
-    if label not in CLASSES or split not in SPLITS:
-        raise ValueError(f"label is one of {CLASSES} and split one of {SPLITS}; got {label!r} and {split!r}.")
-    motion, backwards = next((pair[0], label == pair[1]) for pair in CLASS_PAIRS if label in pair)
-    rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    frames = forward_clip(settings, rng, motion)
+    motion, backwards = forward_motion(class_of_clip(index) if label is None else label)
+    frames = render(settings, draw_scene(settings, seed, split, index), motion)
     return np.ascontiguousarray(frames[::-1]) if backwards else frames
 
 
-def forward_clip(settings: MotionSettings, rng: np.random.Generator, motion: str) -> np.ndarray:
-    """The clip of a pair's first class, see `motion_clip`."""
-    size, count = settings.size, settings.num_frames
+def sprite_centres(settings: MotionSettings, seed: int, split: str, index: int, label: str | None = None) -> np.ndarray:
+    """Where the sprite of `motion_clip` is in each frame: (num_frames, 2), row and column in pixels."""
+    motion, backwards = forward_motion(class_of_clip(index) if label is None else label)
+    centres = centres_of(settings, draw_scene(settings, seed, split, index), motion)
+    return centres[::-1] if backwards else centres
+
+
+def forward_motion(label: str) -> tuple[str, bool]:
+    """The first class of a class's pair, and whether the class is that one backwards."""
+    for first, second in CLASS_PAIRS:
+        if label in (first, second):
+            return first, label == second
+    raise ValueError(f"label is one of {CLASSES}; got {label!r}.")
+
+
+class Scene(NamedTuple):
+    """All that is random in a clip, whatever its class."""
+
+    background: np.ndarray  # (size, size, 3)
+    colour_at: Callable[[np.ndarray, np.ndarray], np.ndarray]  # the sprite's colour at a place on it
+    edge_at: Callable[[np.ndarray], np.ndarray]  # its outline: the radius, around 1, at an angle
+    centre: np.ndarray  # row and column in the first frame, pixels
+    radius: float  # pixels
+    speed: float  # pixels per frame
+    turn: float  # radians per frame
+    growth: float  # times as large in the last frame
+    angle: float  # in the first frame, radians
+    noise: np.ndarray  # (num_frames, size, size, 3)
+
+
+def draw_scene(settings: MotionSettings, seed: int, split: str, index: int) -> Scene:
+    if split not in SPLITS:
+        raise ValueError(f"split is one of {SPLITS}; got {split!r}.")
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
+    size = settings.size
     background, background_colour = random_background(rng, size)
-    colour_at = random_sprite_colour(rng, background_colour)
-    edge_at = random_outline(rng)
-    # all numbers are drawn for every motion: one scene for all classes
-    centre = rng.uniform(0, size, 2)
-    radius = rng.uniform(*settings.radius) * size
-    speed = rng.uniform(*settings.speed) * size
-    turn = np.deg2rad(rng.uniform(*settings.turn))
-    growth = rng.uniform(*settings.growth)
-    first_angle = rng.uniform(0, 2 * np.pi)
-    noise = rng.normal(0, settings.noise, (count, size, size, 3))
+    return Scene(
+        background=background,
+        colour_at=random_sprite_colour(rng, background_colour),
+        edge_at=random_outline(rng),
+        centre=rng.uniform(0, size, 2),
+        radius=rng.uniform(*settings.radius) * size,
+        speed=rng.uniform(*settings.speed) * size,
+        turn=np.deg2rad(rng.uniform(*settings.turn)),
+        growth=rng.uniform(*settings.growth),
+        angle=rng.uniform(0, 2 * np.pi),
+        noise=rng.normal(0, settings.noise, (settings.num_frames, size, size, 3)),
+    )
 
-    time = np.arange(count)[:, None, None]
+
+def centres_of(settings: MotionSettings, scene: Scene, motion: str) -> np.ndarray:
+    """Row and column of the sprite in each frame, (num_frames, 2) pixels; it leaves on one side and comes in on the other."""
     direction = np.array(DIRECTIONS.get(motion, (0, 0)), float)
-    step = speed * direction / max(np.hypot(*direction), 1)
-    angle = first_angle + (turn * time if motion == "rotate_clockwise" else 0 * time)
-    radius = radius * (growth ** (time / (count - 1) - 1) if motion == "grow" else np.ones_like(time, float))
+    step = scene.speed * direction / max(np.hypot(*direction), 1)
+    return (scene.centre + np.arange(settings.num_frames)[:, None] * step) % settings.size
 
-    # places around the sprite, on a torus: what leaves on one side comes in on the other
+
+def render(settings: MotionSettings, scene: Scene, motion: str) -> np.ndarray:
+    """The clip of a pair's first class."""
+    size, count = settings.size, settings.num_frames
+    time = np.arange(count)[:, None, None]
+    angle = scene.angle + scene.turn * time * (motion == "rotate_clockwise")
+    radius = scene.radius * scene.growth ** ((time / (count - 1) - 1) * (motion == "grow"))
+
+    # places around the sprite, on a torus
+    centres = centres_of(settings, scene, motion)[:, :, None, None]
     rows, columns = np.mgrid[:size, :size] + 0.5
-    down = (rows - centre[0] - step[0] * time + size / 2) % size - size / 2
-    right = (columns - centre[1] - step[1] * time + size / 2) % size - size / 2
+    down = (rows - centres[:, 0] + size / 2) % size - size / 2
+    right = (columns - centres[:, 1] + size / 2) % size - size / 2
     cosine, sine = np.cos(angle), np.sin(angle)
     along, across = (cosine * right + sine * down) / radius, (cosine * down - sine * right) / radius
 
-    edge = edge_at(np.arctan2(across, along))
+    edge = scene.edge_at(np.arctan2(across, along))
     cover = np.clip((edge - np.hypot(along, across)) * radius + 0.5, 0, 1)[..., None]
-    frames = background * (1 - cover) + colour_at(across, along) * cover + noise
+    frames = scene.background * (1 - cover) + scene.colour_at(across, along) * cover + scene.noise
     return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
 
 
