@@ -1,0 +1,297 @@
+"""
+What evidence.py and ablations.py share: rows of small models that `finetune.py` trains on the motion benchmark, and their test on
+clips as they are, with the frames shuffled, and played backwards.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from make_motion_dataset import DESCRIPTION, MotionSettings, opposite_class, write_dataset
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedConfig
+
+# not the one at the top level of transformers, which is a placeholder wherever torchvision is missing
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+
+import hf_tps  # noqa: F401  (registers its models with the Auto classes)
+from hf_tps.video_reading import read_video
+
+EXAMPLES = Path(__file__).resolve().parent
+EVALUATION_BATCH = 100
+# glibc gives the memory of every activation back to the system and asks for it again in the next step: half of the time here
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_TOP_PAD_": str(5 * 10**8)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: AdamW with a cosine schedule, in `finetune.py`'s words."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int = 32
+    weight_decay: float = 0.05
+    warmup: float = 0.1  # share of the training
+    # pixels are divided by it after the mean was taken off: a large one makes the colours small beside the positions
+    image_std: float = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: a model and how it is trained."""
+
+    name: str  # short, for --only and folders
+    title: str
+    model_type: str
+    fields: dict  # of the config
+    recipe: Recipe
+    # the fields of the same network with time switched off; None: there is no such twin
+    off: dict | None = None
+    # begins with the weights of the image model; `fields` are then those that it does not tell. Else: random weights
+    from_image: bool = False
+    image_size: int = 32
+
+
+@dataclass
+class Benchmark:
+    """The videos of a run, and the validation clips in memory."""
+
+    folder: Path
+    frames: list[torch.Tensor] = field(default_factory=list)  # uint8 (num_frames, 3, height, width) each
+    labels: list[str] = field(default_factory=list)
+
+    @property
+    def description(self) -> dict:
+        return json.loads((self.folder / DESCRIPTION).read_text())
+
+    @property
+    def num_frames(self) -> int:
+        return self.description["settings"]["num_frames"]
+
+    def load_validation(self) -> None:
+        if self.frames:
+            return
+        paths = sorted((self.folder / "validation").rglob("*.mp4"))
+        for path in tqdm(paths, desc="reading validation clips", unit="clip", disable=None):
+            self.frames.append(read_video(path)[0])
+            self.labels.append(path.parent.name)
+
+
+def prepare_benchmark(folder: Path, settings: MotionSettings, clips: dict[str, int], seed: int) -> Benchmark:
+    """The benchmark in `folder`, written if it is not there yet.
+
+    Raises:
+        ValueError: if what is there was made with other settings.
+    """
+    if not folder.is_dir():
+        write_dataset(folder, settings, clips, seed, num_workers=os.cpu_count() or 1)
+    benchmark = Benchmark(folder)
+    found = benchmark.description
+    wanted = json.loads(json.dumps({"seed": seed, "clips": clips, "settings": vars(settings)}))
+    if {name: found[name] for name in wanted} != wanted:
+        raise ValueError(f"{folder} holds a benchmark with other settings: remove it, or give another --output_dir.")
+    return benchmark
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def fine_tune(
+    row: Row, time_off: bool, benchmark: Benchmark, image_start: Path | None, output: Path, seed: int
+) -> None:
+    """Train with `accelerate launch examples/finetune.py`, as a user does; the model lies in `output` afterwards."""
+    recipe, size = row.recipe, row.image_size
+    fields = {"num_frames": benchmark.num_frames, **row.fields, **((row.off or {}) if time_off else {})}
+    steps = recipe.epochs * (benchmark.description["clips"]["train"] // recipe.batch_size)
+    with tempfile.TemporaryDirectory() as scratch:
+        if row.from_image:
+            family = {"video_shift": "shift"}.get(row.model_type, row.model_type)
+            overrides = ",".join(f"{name}={json.dumps(value)}" for name, value in fields.items())
+            start = ("--model_name_or_path", image_start, "--from_image", family, "--config_overrides", overrides)
+        else:
+            AutoConfig.for_model(row.model_type, **fields).save_pretrained(scratch)
+            start = ("--config_name", scratch)
+        command = [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"),
+            *("--mixed_precision", "bf16" if cpu_multiplies_bfloat16() else "no"),
+            *(EXAMPLES / "finetune.py", *start, "--output_dir", output, "--overwrite_output_dir"),
+            *("--train_dir", benchmark.folder / "train", "--validation_dir", benchmark.folder / "validation"),
+            *("--cache_frames", benchmark.folder.parent / "frames", "--no_augmentation", "--checkpointing_steps", "no"),
+            *("--crop_size", size, "--short_side", size, "--image_mean", *[0.5] * 3),
+            *("--image_std", *[recipe.image_std] * 3, "--attn_implementation", "eager"),
+            *("--num_train_epochs", recipe.epochs, "--per_device_train_batch_size", recipe.batch_size),
+            *("--per_device_eval_batch_size", EVALUATION_BATCH, "--learning_rate", recipe.learning_rate),
+            *("--weight_decay", recipe.weight_decay, "--adam_beta2", 0.98, "--max_grad_norm", 1),
+            *("--num_warmup_steps", round(recipe.warmup * steps), "--seed", seed),
+        ]
+        subprocess.run([str(part) for part in command], env={**os.environ, **ALLOCATOR}, check=True)
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether half precision makes a CPU faster: matrix units (AMX); elsewhere it is emulated and slower."""
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+# -------------------------------------------------------------------------------------------------------------- test
+
+
+@torch.no_grad()
+def answers(model, processor, benchmark: Benchmark, move: Callable[[torch.Tensor], torch.Tensor]) -> list[str]:
+    """The class that the model sees in each validation clip after `move` changed the order of its frames."""
+    found = []
+    for start in tqdm(range(0, len(benchmark.frames), EVALUATION_BATCH), desc="testing", disable=None, leave=False):
+        clips = [move(clip) for clip in benchmark.frames[start : start + EVALUATION_BATCH]]
+        pixel_values = processor(clips, return_tensors="pt").pixel_values
+        found += [model.config.id2label[index] for index in model(pixel_values=pixel_values).logits.argmax(-1).tolist()]
+    return found
+
+
+def share(found: Sequence[str], expected: Sequence[str]) -> float:
+    """Per cent of equal entries."""
+    return 100 * sum(a == b for a, b in zip(found, expected, strict=True)) / len(expected)
+
+
+def shuffled(seed: int = 0) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function that puts the frames of a clip in random order."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda clip: clip[torch.randperm(len(clip), generator=generator)]
+
+
+def test_on_motion(folder: Path, benchmark: Benchmark) -> dict[str, float]:
+    """Top-1 on the clips as they are and shuffled, and how often a clip played backwards is the opposite class; per cent."""
+    model = AutoModelForVideoClassification.from_pretrained(folder).eval()
+    processor = AutoVideoProcessor.from_pretrained(folder)
+    benchmark.load_validation()
+    labels = benchmark.labels
+    return {
+        "top1": share(answers(model, processor, benchmark, lambda clip: clip), labels),
+        "shuffled": share(answers(model, processor, benchmark, shuffled()), labels),
+        "reversed": share(
+            answers(model, processor, benchmark, lambda clip: clip.flip(0)), [opposite_class(label) for label in labels]
+        ),
+    }
+
+
+@torch.no_grad()
+def check_blind(model, image_size: int) -> None:
+    """
+    Make sure that the order of the frames means nothing to a network with time switched off.
+
+    Raises:
+        RuntimeError: if the logits change when the frames change places.
+    """
+    clip = torch.randn(
+        2, model.config.num_frames, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)
+    )
+    straight = model(pixel_values=clip).logits
+    for order in (range(model.config.num_frames - 1, -1, -1), torch.randperm(model.config.num_frames).tolist()):
+        difference = (model(pixel_values=clip[:, list(order)]).logits - straight).abs().max().item()
+        if difference > 1e-4 * max(1, straight.abs().max().item()):
+            raise RuntimeError(
+                f"{type(model).__name__} with time switched off sees the order of the frames: its logits change by "
+                f"{difference:.2g}."
+            )
+
+
+def count_macs(config: PreTrainedConfig, image_size: int) -> int:
+    """Multiplications of one clip."""
+    with torch.device("meta"):
+        model = AutoModelForVideoClassification.from_config(config).eval()
+        with FlopCounterMode(display=False) as counter:
+            model(pixel_values=torch.empty(1, config.num_frames, 3, image_size, image_size))
+    return counter.get_total_flops() // 2
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
+
+
+def run_row(
+    row: Row, time_off: bool, benchmark: Benchmark, image_start: Path | None, folder: Path, seed: int
+) -> dict[str, object]:
+    """Train and test one model: its figures."""
+    begun = time.perf_counter()
+    fine_tune(row, time_off, benchmark, image_start, folder, seed)
+    seconds = time.perf_counter() - begun
+    model = AutoModelForVideoClassification.from_pretrained(folder).eval()
+    if time_off:
+        check_blind(model, row.image_size)
+    figures = {
+        "row": row.name,
+        "time_off": time_off,
+        "seed": seed,
+        "parameters": model.num_parameters(),
+        "macs": count_macs(model.config, row.image_size),
+        "training_clips": row.recipe.epochs * benchmark.description["clips"]["train"],
+        "training_seconds": round(seconds, 1),
+        **test_on_motion(folder, benchmark),
+    }
+    print({name: round(value, 1) if isinstance(value, float) else value for name, value in figures.items()}, flush=True)
+    return figures
+
+
+def save_results(path: Path, results: list[dict]) -> None:
+    """Write the figures, whole or not at all."""
+    temporary = path.with_suffix(".partial")
+    temporary.write_text(json.dumps(results, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def load_results(path: Path) -> list[dict]:
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def run_rows(
+    jobs: Sequence[tuple[Row, bool]],
+    benchmark: Benchmark,
+    output_dir: Path,
+    seeds: Sequence[int],
+    image_start: Path | None = None,
+) -> list[dict]:
+    """Train and test what results.json does not hold yet; a run that was broken off goes on where it was."""
+    path = output_dir / "results.json"
+    results = json.loads(path.read_text()) if path.is_file() else []
+    done = {(figures["row"], figures["time_off"], figures["seed"]) for figures in results}
+    todo = [(row, off, seed) for seed in seeds for row, off in jobs if (row.name, off, seed) not in done]
+    for row, time_off, seed in tqdm(todo, desc="models", unit="model", disable=None):
+        folder = output_dir / "models" / f"{row.name}{'-off' if time_off else ''}-seed{seed}"
+        results.append(run_row(row, time_off, benchmark, image_start, folder, seed))
+        save_results(path, results)
+    return results
+
+
+def add_arguments(parser: argparse.ArgumentParser, rows: Sequence[Row], output_dir: str) -> None:
+    parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help="default: %(default)s")
+    parser.add_argument("--only", nargs="+", choices=[row.name for row in rows], help="rows to run (default: all)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the training (default 0)")
+    parser.add_argument("--train_clips", type=int, default=9600)
+    parser.add_argument("--validation_clips", type=int, default=2400)
+    parser.add_argument("--data_seed", type=int, default=0)
+    parser.add_argument("--fresh", action="store_true", help="remove older results in the folder first")
+
+
+def chosen(rows: Sequence[Row], only: Sequence[str] | None) -> list[Row]:
+    return [row for row in rows if only is None or row.name in only]
+
+
+def open_benchmark(arguments: argparse.Namespace, settings: MotionSettings) -> Benchmark:
+    """The output folder with its videos; older models and results go if --fresh asks for it."""
+    folder = arguments.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    if arguments.fresh:
+        (folder / "results.json").unlink(missing_ok=True)
+        shutil.rmtree(folder / "models", ignore_errors=True)
+    clips = {"train": arguments.train_clips, "validation": arguments.validation_clips}
+    return prepare_benchmark(folder / "videos", settings, clips, arguments.data_seed)
