@@ -158,7 +158,7 @@ def train(arguments: argparse.Namespace) -> None:
         else:
             videos, validation = flags.read_training_data(arguments)
             found = videos.class_names
-        class_names, _ = class_order(found, checkpoint_labels(arguments))
+        class_names = class_order(found, checkpoint_labels(arguments))
         model, processor = build_model(arguments, class_names)
     open_output_dir(arguments, accelerator)
     settings = flags.augmentation_settings(arguments, class_names)

@@ -22,7 +22,7 @@ from hf_tps.training.optimization import (
 )
 from hf_tps.training.protocols import PROTOCOLS, protocol_views
 from hf_tps.training.recipes import RECIPES
-from hf_tps.training.starting_points import load_model, load_processor, parse_overrides
+from hf_tps.training.starting_points import class_order, load_model, load_processor, parse_overrides
 from hf_tps.video_processing_tps import TPSVideoProcessor
 
 
@@ -236,6 +236,12 @@ def test_a_checkpoint_keeps_its_classifier_for_its_own_classes_only(tmp_path):
     assert other.classifier.out_features == 2
     kept = dict(other.named_parameters())["xvit.embeddings.projection.weight"]
     assert torch.equal(kept, model.xvit.embeddings.projection.weight)
+
+
+def test_the_order_of_a_checkpoint_is_kept_for_the_same_classes_only():
+    assert class_order(["a", "b", "c"], ["c", "a", "b"]) == ["c", "a", "b"]
+    assert class_order(["a", "b"], ["c", "a", "b"]) == ["a", "b"]
+    assert class_order(["a", "b"], None) == ["a", "b"]
 
 
 @pytest.mark.parametrize(

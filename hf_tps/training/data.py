@@ -433,7 +433,7 @@ class StreamedVideos(IterableDataset):
                         _path_or_bytes(row[self.video_column]), int(row[self.label_column]), seed
                     )
                 except (ValueError, OSError) as error:
-                    broken.append((name, _first_line(error)))
+                    broken.append((name, first_line(error)))
                     continue
                 given += 1
                 yield _item(pixel_values, int(row[self.label_column]), -1, broken)
@@ -501,7 +501,8 @@ def _item(pixel_values: torch.Tensor | None, label: int, index: int, broken: lis
     return {"pixel_values": pixel_values, "labels": label, "index": index, "broken": broken}
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What went wrong, in one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -540,7 +541,7 @@ class VideoDataset(Dataset):
             pixel_values = self.clips.test_views(self.sources[key])
             return _item(pixel_values, self.labels[key], key, [])
         except (ValueError, OSError) as error:
-            broken = [(self.videos.names[key], _first_line(error))]
+            broken = [(self.videos.names[key], first_line(error))]
             return _item(self._blank_views(), IGNORED_LABEL, key, broken)
 
     def _training_item(self, index: int, seed: int) -> dict:
@@ -551,7 +552,7 @@ class VideoDataset(Dataset):
                 pixel_values = self.clips.training_clip(self.sources[number], self.labels[number], seed)
                 return _item(pixel_values, self.labels[number], number, broken)
             except (ValueError, OSError) as error:
-                broken.append((self.videos.names[number], _first_line(error)))
+                broken.append((self.videos.names[number], first_line(error)))
         return _item(None, IGNORED_LABEL, index, broken)
 
     def _blank_views(self) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..video_reading import read_video
-from .data import LabelledVideos
+from .data import LabelledVideos, first_line
 
 
 class FrameCache:
@@ -81,7 +81,7 @@ class _WholeVideos(Dataset):
         try:
             return read_video(self.videos.sources[index])[0]
         except (ValueError, OSError) as error:
-            return (str(error).splitlines() or [type(error).__name__])[0]
+            return first_line(error)
 
 
 def _decode_all(videos: LabelledVideos, folder: Path, num_workers: int) -> None:

@@ -60,11 +60,11 @@ def parse_overrides(text: str | None) -> dict:
     return overrides
 
 
-def class_order(class_names: Sequence[str], checkpoint_names: Sequence[str] | None) -> tuple[list[str], bool]:
-    """The classes in the order of the checkpoint where it knows exactly them, and whether that is so."""
+def class_order(class_names: Sequence[str], checkpoint_names: Sequence[str] | None) -> list[str]:
+    """The classes in the order of the checkpoint, where it knows exactly them; else in their own."""
     if checkpoint_names is not None and set(class_names) == set(checkpoint_names):
-        return list(checkpoint_names), True
-    return list(class_names), False
+        return list(checkpoint_names)
+    return list(class_names)
 
 
 def checkpoint_class_names(config: PreTrainedConfig) -> list[str]:
