@@ -15,9 +15,10 @@ import finetune
 import micro_models
 import pytest
 import torch
+import video_transformers
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
-from transformers import AutoModelForVideoClassification
+from transformers import AutoModelForVideoClassification, SwinConfig, SwinModel, ViTConfig, ViTModel
 from video_folders import write_colour, write_colour_folders
 
 import hf_tps
@@ -389,3 +390,56 @@ def test_pushing_leaves_checkpoints_behind(tmp_path, monkeypatch):
     assert calls["create"] == ("model", True)
     assert calls["upload"]["repo_id"] == "me/model"
     assert "checkpoints/*" in calls["upload"]["ignore_patterns"]
+
+
+@pytest.mark.parametrize(
+    ("start", "overrides"),
+    [
+        ("tps", "num_frames=4,window_size=4"),
+        ("xvit", "num_frames=4,temporal_head_heads=2"),
+        ("laps", "num_frames=4"),
+        ("shift", "num_frames=4,shift=mixing"),
+    ],
+)
+def test_training_begins_from_an_image_checkpoint(start, overrides, data, tmp_path):
+    if start == "tps":
+        image_model = SwinModel(
+            SwinConfig(image_size=32, embed_dim=16, depths=[1, 1], num_heads=[2, 4], window_size=4, num_labels=2)
+        )
+    else:
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        image_model = ViTModel(ViTConfig(image_size=32, patch_size=8, **sizes), add_pooling_layer=False)
+    image_model.save_pretrained(tmp_path / "image")
+    arguments = basics(data, tmp_path / "out")[2:]
+    begin = ["--model_name_or_path", tmp_path / "image", "--from_image", start, "--config_overrides", overrides]
+    assert here(finetune, *begin, *arguments, "--max_train_steps", "2", "--checkpointing_steps", "no") == 0
+    model = AutoModelForVideoClassification.from_pretrained(tmp_path / "out")
+    assert type(model).__name__.lower().startswith({"shift": "videoshift"}.get(start, start))
+    assert model.config.num_frames == 4
+    assert sorted(model.config.id2label.values()) == ["blue", "green", "red"]
+
+
+def test_training_with_token_merging_and_evaluation_of_a_plain_model_with_it(data, tmp_path):
+    plain = video_transformers.build("videomae", num_labels=5)
+    plain.save_pretrained(tmp_path / "plain")
+    arguments = basics(data, tmp_path / "out")[2:]
+    begin = ["--model_name_or_path", tmp_path / "plain", "--sttm_keep_ratio", "0.75"]
+    learn = ["--config_overrides", 'top_q=2,learned=["motion"]']
+    assert here(finetune, *begin, *learn, *arguments, "--max_train_steps", "2", "--checkpointing_steps", "no") == 0
+    model = AutoModelForVideoClassification.from_pretrained(tmp_path / "out")
+    assert (model.config.model_type, model.config.keep_ratio, model.config.top_q) == ("sttm", 0.75, 2)
+    assert model.classifier.out_features == 3
+    assert model.sttm.sttm_stages[0].motion.weight.abs().max() > 0
+
+    for name, ratio in (("whole", "1.0"), ("merged", "0.5")):
+        arguments = [
+            "--model_name_or_path",
+            tmp_path / "out",
+            "--validation_dir",
+            data / "val",
+            "--sttm_keep_ratio",
+            ratio,
+        ]
+        assert here(evaluate, *arguments, "--output_dir", tmp_path / name) == 0
+    scores = [(tmp_path / name / "scores.csv").read_text() for name in ("whole", "merged")]
+    assert scores[0] != scores[1]

@@ -3,7 +3,6 @@
 import inspect
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,29 +10,25 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedConfig
 from transformers.utils import cached_file
 
+from ..modeling_laps import LAPSForVideoClassification
+from ..modeling_sttm import STTMForVideoClassification
+from ..modeling_tps import TPSForVideoClassification
+from ..modeling_video_shift import VideoShiftForVideoClassification
+from ..modeling_xvit import XViTForVideoClassification
 from ..video_processing_tps import TPSVideoProcessor
 
 logger = logging.getLogger(__name__)
 
-# How a model begins from another one: the class (by its public name) and its constructor.
+# --from_image
 FROM_IMAGE = {
-    "tps": ("TPSForVideoClassification", "from_image_pretrained"),
-    "xvit": ("XViTForVideoClassification", "from_image_pretrained"),
-    "laps": ("LAPSForVideoClassification", "from_image_pretrained"),
-    "shift": ("VideoShiftForVideoClassification", "from_image_pretrained"),
+    "tps": TPSForVideoClassification,
+    "xvit": XViTForVideoClassification,
+    "laps": LAPSForVideoClassification,
+    "shift": VideoShiftForVideoClassification,
 }
-WITH_MERGING = ("STTMForVideoClassification", "from_video_pretrained")
 
 # Normalisation where no file tells: what the families' image models were trained with.
 _HALF = ("xvit", "laps", "vit")
-
-
-def _constructor(entry: tuple[str, str]):
-    package = sys.modules[__package__.partition(".")[0]]
-    model_class = getattr(package, entry[0], None)
-    if model_class is None:
-        raise ValueError(f"This version of {package.__name__} has no {entry[0]}.")
-    return getattr(model_class, entry[1])
 
 
 def parse_overrides(text: str | None) -> dict:
@@ -127,18 +122,21 @@ def load_model(
         return AutoModelForVideoClassification.from_config(config, trust_remote_code=trust_remote_code, **loading)
 
     if from_image is not None:
-        model = _constructor(FROM_IMAGE[from_image])(
+        model = FROM_IMAGE[from_image].from_image_pretrained(
             model_name_or_path, num_labels=len(class_names), **overrides, **loading
         )
         model.config.id2label, model.config.label2id = labels["id2label"], labels["label2id"]
         return model
 
-    config = load_config(model_name_or_path, trust_remote_code, **overrides)
+    config = load_config(model_name_or_path, trust_remote_code)
     same = checkpoint_class_names(config) == list(class_names)
     if sttm_keep_ratio is not None and config.model_type != "sttm":
-        constructor = _constructor(WITH_MERGING)
-        changes = overrides if same else {**overrides, **labels, "ignore_mismatched_sizes": True}
-        return constructor(model_name_or_path, keep_ratio=sttm_keep_ratio, **changes, **loading)
+        if not same:
+            logger.warning("%s has other classes: the classifier is new.", model_name_or_path)
+        return STTMForVideoClassification.from_video_pretrained(
+            model_name_or_path, keep_ratio=sttm_keep_ratio, **overrides, **({} if same else labels), **loading
+        )
+    load_config(model_name_or_path, trust_remote_code, **overrides)  # refuses fields that do not exist
     if sttm_keep_ratio is not None:
         overrides["keep_ratio"] = sttm_keep_ratio
     model, report = AutoModelForVideoClassification.from_pretrained(
