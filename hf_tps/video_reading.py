@@ -20,7 +20,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
@@ -42,6 +42,10 @@ _MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 # Newer PyAV converts every frame with threads of its own. They cost more than they bring, and a process that is forked
 # afterwards (a worker of a DataLoader) waits forever for them when it clears away the frames of its parent.
 _ONE_THREAD = {"threads": 1} if "threads" in (av.VideoFrame.reformat.__doc__ or "") else {}
+
+# Decoders that give exact frames when those in between, from which none is predicted, are left out. (That of MPEG-4 part 2
+# does not, where an AVI packs two frames into one packet.)
+_SKIPPING_CODECS = ("h264", "hevc")
 
 FrameIndices = Sequence[int] | np.ndarray | torch.Tensor
 
@@ -298,6 +302,7 @@ class _Scan:
     pts: list[int]  # of every frame that is shown, in display order
     keyframes: list[_Keyframe]  # in display order
     reliable: bool  # every frame has a timestamp of its own
+    reordered: bool  # packets carry the time at which their frame is shown (AVI counts them as they are stored)
 
 
 class _UnreliableTimestampsError(Exception):
@@ -372,7 +377,7 @@ class _Video:
         """One pass over all packets, without decoding."""
         pts: list[int] = []
         keyframes: list[tuple[int, int]] = []
-        timed = True
+        timed, reordered = True, False
         with self._stream() as (container, stream):
             rate = stream.average_rate or stream.guessed_rate
             duration = stream.duration and float(stream.duration * stream.time_base)
@@ -390,6 +395,7 @@ class _Video:
                     if packet.is_keyframe:
                         keyframes.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
                     if not packet.is_discard:  # those are cut away by the file's edit list
+                        reordered = reordered or (len(pts) > 0 and packet.pts < pts[-1])
                         pts.append(packet.pts)
             except av.error.FFmpegError:
                 self.damaged = True
@@ -402,12 +408,17 @@ class _Video:
             pts=pts,
             keyframes=[_Keyframe(bisect.bisect_left(pts, key[0]), *key) for key in sorted(keyframes)],
             reliable=timed and len(pts) > 0 and len(set(pts)) == len(pts),
+            reordered=reordered,
         )
 
     def _decode_sparse(self, scan: _Scan, wanted: set[int]) -> dict[int, np.ndarray]:
         """The wanted frames by their number, each decoded from the nearest keyframe, or from where we already are."""
         kept: dict[int, np.ndarray] = {}
+        number_of = {pts: number for number, pts in enumerate(scan.pts)}
         with self._stream() as (container, stream):
+            # Where packets do not carry the time of their frame, it cannot be told which ones to leave out.
+            skips = scan.reordered and stream.codec_context.name in _SKIPPING_CODECS
+            wanted_pts = {scan.pts[number] for number in wanted} if skips else number_of.keys()
             frames: Iterator[Any] = iter(())
             following = -1  # number of the frame that the decoder gives next
             for target in sorted(wanted):
@@ -418,19 +429,24 @@ class _Video:
                 if keyframe.number > following:
                     if nearest > 0:  # a fresh container stands before its first keyframe
                         container.seek(keyframe.seek_to, stream=stream, backward=True)
-                    frames = self._decode_from(container, stream, keyframe.pts)
+                    frames = self._decode_from(container, stream, keyframe.pts, wanted_pts)
                     following = keyframe.number
                 while following <= target:
                     frame = next(frames, None)
-                    if frame is None or frame.pts != scan.pts[following]:
+                    number = None if frame is None else number_of.get(frame.pts)
+                    expected = range(following, target + 1) if skips else [following]
+                    if number not in expected:
                         raise _UnreliableTimestampsError
-                    if following == target:
+                    if number == target:
                         kept[target] = _pixels(frame, scan.size)
-                    following += 1
+                    following = number + 1
         return kept
 
-    def _decode_from(self, container: Any, stream: Any, start: int) -> Iterator[Any]:
-        """Frames in display order, beginning with the keyframe whose timestamp is `start`."""
+    def _decode_from(self, container: Any, stream: Any, start: int, wanted: Set[int]) -> Iterator[Any]:
+        """
+        Frames in display order, beginning with the keyframe whose timestamp is `start`. Those that are not wanted, by their
+        timestamps, and that no other frame is predicted from, are left out without being decoded.
+        """
         started = False
         try:
             for packet in container.demux(stream):
@@ -440,6 +456,7 @@ class _Video:
                     if not packet.is_keyframe or packet.pts is None or packet.pts < start:
                         continue
                     started = True
+                stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
                 for frame in packet.decode():
                     # Pictures that are stored after the keyframe but shown before it belong to the part before.
                     if frame.pts is None or frame.pts >= start:
