@@ -5,12 +5,15 @@ It learns from single frames of the training scenes in which cell of a grid the 
 this data, and nothing about time.
 """
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from make_motion_dataset import MotionSettings, motion_clip, sprite_centres
+from motion_experiments import cpu_multiplies_bfloat16
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import ViTConfig, ViTForImageClassification, get_cosine_schedule_with_warmup
@@ -52,12 +55,13 @@ def train_image_start(
     frames, cells = still_pictures(settings, seed, clips)
     learnt = clips - clips // 10
     config.num_labels = CELLS**2
-    model = ViTForImageClassification(config)
+    model = ViTForImageClassification._from_config(config, attn_implementation="eager")
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = get_cosine_schedule_with_warmup(optimizer, steps // 10, steps)
 
     def logits(pictures: torch.Tensor) -> torch.Tensor:
-        return model(pixel_values=(pictures.float() / 255 - 0.5) / image_std).logits
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_multiplies_bfloat16()):
+            return model(pixel_values=(pictures.float() / 255 - 0.5) / image_std).logits.float()
 
     progress = tqdm(range(steps), desc="training on stills", unit="step", disable=None)
     for _ in progress:
@@ -75,7 +79,10 @@ def train_image_start(
             (logits(pictures).argmax(-1) == wanted).float().mean().item()
             for pictures, wanted in zip(frames[learnt:, 0].split(100), cells[learnt:, 0].split(100), strict=True)
         ]
-    model.save_pretrained(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
+        model.save_pretrained(Path(partial) / "model")
+        os.replace(Path(partial) / "model", folder)
     accuracy = float(np.mean(right))
     print(f"image model: {accuracy:.1%} of the stills in the right one of {CELLS**2} cells", file=sys.stderr)
     return accuracy
