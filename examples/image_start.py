@@ -41,9 +41,9 @@ def train_image_start(
     settings: MotionSettings,
     seed: int,
     clips: int,
-    steps: int = 400,
+    steps: int = 500,
     batch_size: int = 256,
-    learning_rate: float = 2e-3,
+    learning_rate: float = 3e-3,
     image_std: float = 1.0,
 ) -> float:
     """
