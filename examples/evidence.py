@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from image_start import train_image_start
 from make_motion_dataset import MotionSettings
-from motion_experiments import Recipe, Row, add_arguments, chosen, open_benchmark, run_rows
+from motion_experiments import Recipe, Row, TrainingError, add_arguments, chosen, open_benchmark, run_rows
 from transformers import ViTConfig
 
 SETTINGS = MotionSettings()
@@ -54,7 +54,7 @@ ROWS = (
             "drop_path_rate": 0.0,
             "initializer_range": 0.1,
         },
-        Recipe(epochs=4, learning_rate=2e-3),
+        Recipe(epochs=2, learning_rate=2e-3),
         off={"shift_order": None},
     ),
     Row(
@@ -72,7 +72,7 @@ ROWS = (
             "leap_levels": ((3, 2), (3, 1)),
             "initializer_range": 0.1,
         },
-        Recipe(epochs=5, learning_rate=2e-3, image_std=0.25),
+        Recipe(epochs=3, learning_rate=2e-3, image_std=0.25),
         off={"attention_scope": "frame", "shift": None},
         image_size=64,
     ),
@@ -81,7 +81,7 @@ ROWS = (
         "TokShift",
         "laps",
         {"attention_scope": "frame", "shift": "token", "shift_div": 4},
-        Recipe(epochs=4, learning_rate=2e-3),
+        Recipe(epochs=2, learning_rate=2e-3),
         off={"shift": None},
         from_image=True,
     ),
@@ -90,7 +90,7 @@ ROWS = (
         "XViT",
         "xvit",
         {"shift_div": 4, "classifier_dropout": 0.0, "temporal_head_layers": 1},
-        Recipe(epochs=4, learning_rate=2e-3),
+        Recipe(epochs=2, learning_rate=2e-3),
         # a head over the frames' tokens that has no positions does not see their order; it stays
         off={"shift_div": 0, "num_temporal_embeddings": 1},
         from_image=True,
@@ -100,7 +100,7 @@ ROWS = (
         "ViT with a channel shift plugged in",
         "video_shift",
         {"shift": "channel", "shift_div": 4},
-        Recipe(epochs=4, learning_rate=2e-3),
+        Recipe(epochs=2, learning_rate=2e-3),
         off={"shift": None, "shift_div": None},
         from_image=True,
     ),
@@ -182,18 +182,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train small models with and without time on the motion benchmark.")
     add_arguments(parser, ROWS, "evidence_output")
     arguments = parser.parse_args(argv)
+    rows = chosen(ROWS, arguments.only)
+    jobs = [(row, off) for row in rows for off in (False, True)]
+    image_start = arguments.output_dir / "image_start"
     try:
         benchmark = open_benchmark(arguments, SETTINGS)
-    except (ValueError, OSError) as error:
+        if any(row.from_image for row in rows) and not image_start.is_dir():
+            train_image_start(
+                image_start, ViTConfig(**IMAGE_MODEL), SETTINGS, arguments.data_seed, arguments.train_clips
+            )
+        results = run_rows(jobs, benchmark, arguments.output_dir, arguments.seeds, arguments.at_once, image_start)
+    except (ValueError, OSError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    rows = chosen(ROWS, arguments.only)
-    image_start = arguments.output_dir / "image_start"
-    if any(row.from_image for row in rows) and not (image_start / "config.json").is_file():
-        config = ViTConfig(**IMAGE_MODEL)
-        train_image_start(image_start, config, SETTINGS, arguments.data_seed, arguments.train_clips)
-    jobs = [(row, off) for row in rows for off in (False, True) if not (off and row.off is None)]
-    results = run_rows(jobs, benchmark, arguments.output_dir, arguments.seeds, image_start)
     text = table(results, ROWS)
     (arguments.output_dir / "evidence.md").write_text(text)
     plot(results, ROWS, arguments.output_dir / "evidence.png")

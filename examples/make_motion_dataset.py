@@ -87,11 +87,20 @@ def motion_clip(settings: MotionSettings, seed: int, split: str, index: int, lab
     return np.ascontiguousarray(frames[::-1]) if backwards else frames
 
 
-def sprite_centres(settings: MotionSettings, seed: int, split: str, index: int, label: str | None = None) -> np.ndarray:
-    """Where the sprite of `motion_clip` is in each frame: (num_frames, 2), row and column in pixels."""
+def sprite_poses(
+    settings: MotionSettings, seed: int, split: str, index: int, label: str | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Where the sprite of `motion_clip` is in each frame.
+
+    Returns:
+        Centres (num_frames, 2), row and column in pixels; angles (num_frames,) of its light end, clockwise from the right,
+        radians.
+    """
     motion, backwards = forward_motion(class_of_clip(index) if label is None else label)
-    centres = centres_of(settings, draw_scene(settings, seed, split, index), motion)
-    return centres[::-1] if backwards else centres
+    scene = draw_scene(settings, seed, split, index)
+    poses = centres_of(settings, scene, motion), angles_of(settings, scene, motion)
+    return tuple(pose[::-1] for pose in poses) if backwards else poses
 
 
 def forward_motion(label: str) -> tuple[str, bool]:
@@ -122,10 +131,9 @@ def draw_scene(settings: MotionSettings, seed: int, split: str, index: int) -> S
         raise ValueError(f"split is one of {SPLITS}; got {split!r}.")
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     size = settings.size
-    background, background_colour = random_background(rng, size)
     return Scene(
-        background=background,
-        colour_at=random_sprite_colour(rng, background_colour),
+        background=random_background(rng, size),
+        colour_at=random_sprite_colour(rng),
         edge_at=random_outline(rng),
         centre=rng.uniform(0, size, 2),
         radius=rng.uniform(*settings.radius) * size,
@@ -144,11 +152,16 @@ def centres_of(settings: MotionSettings, scene: Scene, motion: str) -> np.ndarra
     return (scene.centre + np.arange(settings.num_frames)[:, None] * step) % settings.size
 
 
+def angles_of(settings: MotionSettings, scene: Scene, motion: str) -> np.ndarray:
+    """The angle of the sprite in each frame, (num_frames,) radians, clockwise."""
+    return scene.angle + scene.turn * np.arange(settings.num_frames) * (motion == "rotate_clockwise")
+
+
 def render(settings: MotionSettings, scene: Scene, motion: str) -> np.ndarray:
     """The clip of a pair's first class."""
     size, count = settings.size, settings.num_frames
     time = np.arange(count)[:, None, None]
-    angle = scene.angle + scene.turn * time * (motion == "rotate_clockwise")
+    angle = angles_of(settings, scene, motion)[:, None, None]
     radius = scene.radius * scene.growth ** ((time / (count - 1) - 1) * (motion == "grow"))
 
     # places around the sprite, on a torus
@@ -165,20 +178,28 @@ def render(settings: MotionSettings, scene: Scene, motion: str) -> np.ndarray:
     return np.clip(np.rint(frames), 0, 255).astype(np.uint8)
 
 
-def random_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A cloudy texture (size, size, 3) and its mean colour."""
-    colour = rng.uniform(50, 205, 3)
+def random_background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A cloudy texture of middle tones, (size, size, 3)."""
+    colour = rng.uniform(80, 175, 3)
     cells = int(rng.integers(4, 9))
     clouds = rng.normal(0, 22, (cells, cells, 3))
     rows, columns = np.mgrid[:size, :size] * (cells / size)
-    return colour + interpolate(clouds, rows, columns), colour
+    return colour + interpolate(clouds, rows, columns)
 
 
-def random_sprite_colour(rng: np.random.Generator, background_colour: np.ndarray):
-    """The sprite's texture as a function of the place on it; its mean colour keeps away from the background's."""
-    away = np.where(background_colour < 128, 1, -1) * rng.uniform(60, 110, 3)
-    clouds = rng.normal(0, 25, (4, 4, 3))
-    return lambda across, along: background_colour + away + interpolate(clouds, across * 2, along * 2)
+def random_sprite_colour(rng: np.random.Generator) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """
+    The sprite's colour as a function of the place on it: one end is light, the other dark, both tinted and cloudy. Without
+    two ends a turn is hard to see in 32 pixels, and some methods learnt all other classes but not this pair.
+    """
+    light, dark = rng.uniform(195, 255, 3), rng.uniform(0, 60, 3)
+    clouds = rng.normal(0, 15, (4, 4, 3))
+
+    def colour_at(across: np.ndarray, along: np.ndarray) -> np.ndarray:
+        share = 1 / (1 + np.exp(-6 * np.clip(along, -3, 3)))[..., None]
+        return dark + (light - dark) * share + interpolate(clouds, across * 2, along * 2)
+
+    return colour_at
 
 
 def random_outline(rng: np.random.Generator):

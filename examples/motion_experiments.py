@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,10 @@ EXAMPLES = Path(__file__).resolve().parent
 EVALUATION_BATCH = 100
 # glibc gives the memory of every activation back to the system and asks for it again in the next step: half of the time here
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_TOP_PAD_": str(5 * 10**8)}
+
+
+class TrainingError(RuntimeError):
+    """finetune.py broke off."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +112,19 @@ def prepare_benchmark(folder: Path, settings: MotionSettings, clips: dict[str, i
 
 
 def fine_tune(
-    row: Row, time_off: bool, benchmark: Benchmark, image_start: Path | None, output: Path, seed: int
-) -> None:
-    """Train with `accelerate launch examples/finetune.py`, as a user does; the model lies in `output` afterwards."""
+    row: Row, time_off: bool, benchmark: Benchmark, image_start: Path | None, output: Path, seed: int, threads: int
+) -> float:
+    """
+    Train with `accelerate launch examples/finetune.py`, as a user does; the model lies in `output` afterwards, with what the
+    script said in training.log.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        TrainingError: with the end of the log, if the script fails.
+    """
+    begun = time.perf_counter()
     recipe, size = row.recipe, row.image_size
     fields = {"num_frames": benchmark.num_frames, **row.fields, **((row.off or {}) if time_off else {})}
     steps = recipe.epochs * (benchmark.description["clips"]["train"] // recipe.batch_size)
@@ -134,7 +149,14 @@ def fine_tune(
             *("--weight_decay", recipe.weight_decay, "--adam_beta2", 0.98, "--max_grad_norm", 1),
             *("--num_warmup_steps", round(recipe.warmup * steps), "--seed", seed),
         ]
-        subprocess.run([str(part) for part in command], env={**os.environ, **ALLOCATOR}, check=True)
+        environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": str(threads)}
+        output.mkdir(parents=True, exist_ok=True)
+        with open(output / "training.log", "w") as log:
+            done = subprocess.run([str(part) for part in command], env=environment, stdout=log, stderr=log)
+        if done.returncode:
+            last_lines = "".join((output / "training.log").read_text().splitlines(keepends=True)[-20:])
+            raise TrainingError(f"finetune.py broke off; the end of {output / 'training.log'}:\n{last_lines}")
+    return time.perf_counter() - begun
 
 
 def cpu_multiplies_bfloat16() -> bool:
@@ -218,28 +240,20 @@ def count_macs(config: PreTrainedConfig, image_size: int) -> int:
 # -------------------------------------------------------------------------------------------------------------- runs
 
 
-def run_row(
-    row: Row, time_off: bool, benchmark: Benchmark, image_start: Path | None, folder: Path, seed: int
-) -> dict[str, object]:
-    """Train and test one model: its figures."""
-    begun = time.perf_counter()
-    fine_tune(row, time_off, benchmark, image_start, folder, seed)
-    seconds = time.perf_counter() - begun
+def figures_of(row: Row, time_off: bool, seed: int, benchmark: Benchmark, folder: Path) -> dict[str, object]:
+    """What the tables tell of a trained model."""
     model = AutoModelForVideoClassification.from_pretrained(folder).eval()
     if time_off:
         check_blind(model, row.image_size)
-    figures = {
+    return {
         "row": row.name,
         "time_off": time_off,
         "seed": seed,
         "parameters": model.num_parameters(),
         "macs": count_macs(model.config, row.image_size),
         "training_clips": row.recipe.epochs * benchmark.description["clips"]["train"],
-        "training_seconds": round(seconds, 1),
         **test_on_motion(folder, benchmark),
     }
-    print({name: round(value, 1) if isinstance(value, float) else value for name, value in figures.items()}, flush=True)
-    return figures
 
 
 def save_results(path: Path, results: list[dict]) -> None:
@@ -258,25 +272,50 @@ def run_rows(
     benchmark: Benchmark,
     output_dir: Path,
     seeds: Sequence[int],
+    at_once: int = 1,
     image_start: Path | None = None,
 ) -> list[dict]:
-    """Train and test what results.json does not hold yet; a run that was broken off goes on where it was."""
+    """
+    Train and test what results.json does not hold yet; a run that was broken off goes on where it was.
+
+    Args:
+        jobs: rows, with time on or off.
+        at_once: models that train at the same time, sharing the cores.
+    """
     path = output_dir / "results.json"
     results = json.loads(path.read_text()) if path.is_file() else []
     done = {(figures["row"], figures["time_off"], figures["seed"]) for figures in results}
     todo = [(row, off, seed) for seed in seeds for row, off in jobs if (row.name, off, seed) not in done]
-    for row, time_off, seed in tqdm(todo, desc="models", unit="model", disable=None):
-        folder = output_dir / "models" / f"{row.name}{'-off' if time_off else ''}-seed{seed}"
-        results.append(run_row(row, time_off, benchmark, image_start, folder, seed))
-        save_results(path, results)
+    threads = max(1, (os.cpu_count() or 1) // at_once)
+    with ThreadPoolExecutor(at_once) as pool:
+        running = {}
+        for row, time_off, seed in todo:
+            folder = output_dir / "models" / f"{row.name}{'-off' if time_off else ''}-seed{seed}"
+            training = pool.submit(fine_tune, row, time_off, benchmark, image_start, folder, seed, threads)
+            running[training] = (row, time_off, seed, folder)
+        progress = tqdm(as_completed(running), total=len(running), desc="models", unit="model", disable=None)
+        try:
+            for training in progress:
+                seconds = training.result()
+                row, time_off, seed, folder = running[training]
+                figures = figures_of(row, time_off, seed, benchmark, folder)
+                results.append({**figures, "training_seconds": seconds})
+                save_results(path, results)
+                progress.write(json.dumps({n: round(v, 1) if isinstance(v, float) else v for n, v in figures.items()}))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return results
 
 
 def add_arguments(parser: argparse.ArgumentParser, rows: Sequence[Row], output_dir: str) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path(output_dir), help="default: %(default)s")
     parser.add_argument("--only", nargs="+", choices=[row.name for row in rows], help="rows to run (default: all)")
+    parser.add_argument(
+        "--at_once", type=int, default=os.cpu_count() or 1, help="models that train at once (default: cores)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the training (default 0)")
-    parser.add_argument("--train_clips", type=int, default=9600)
+    parser.add_argument("--train_clips", type=int, default=19200)
     parser.add_argument("--validation_clips", type=int, default=2400)
     parser.add_argument("--data_seed", type=int, default=0)
     parser.add_argument("--fresh", action="store_true", help="remove older results in the folder first")
@@ -288,6 +327,8 @@ def chosen(rows: Sequence[Row], only: Sequence[str] | None) -> list[Row]:
 
 def open_benchmark(arguments: argparse.Namespace, settings: MotionSettings) -> Benchmark:
     """The output folder with its videos; older models and results go if --fresh asks for it."""
+    if arguments.at_once < 1:
+        raise ValueError(f"--at_once must be at least 1, got {arguments.at_once}.")
     folder = arguments.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     if arguments.fresh:

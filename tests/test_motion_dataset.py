@@ -77,7 +77,7 @@ def test_the_sprite_moves_where_the_class_says_at_the_speed_of_the_settings(labe
         scene = motion.draw_scene(settings, 0, "train", index)
         frames = motion.motion_clip(settings, 0, "train", index, label)
         seen, _ = sprite_centre(frames, scene.background)
-        told = motion.sprite_centres(settings, 0, "train", index, label)
+        told, _ = motion.sprite_poses(settings, 0, "train", index, label)
         for centres in (seen, told):
             steps = (np.diff(centres, axis=0) + half) % settings.size - half
             assert steps.mean(0) == pytest.approx(scene.speed * np.array(direction) / np.hypot(*direction), abs=0.15)
@@ -87,7 +87,7 @@ def test_the_sprite_grows_and_turns_where_the_class_says():
     settings = motion.MotionSettings(noise=0, num_frames=2, turn=(30, 30), size=64)
     for index in range(8):
         scene = motion.draw_scene(settings, 0, "train", index)
-        centre = motion.sprite_centres(settings, 0, "train", index, "rotate_clockwise")
+        centre, _ = motion.sprite_poses(settings, 0, "train", index, "rotate_clockwise")
         to_middle = (32 - centre[0]).round().astype(int)
         first, last = np.roll(
             motion.motion_clip(settings, 0, "train", index, "rotate_clockwise"), to_middle, axis=(1, 2)

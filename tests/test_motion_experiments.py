@@ -3,9 +3,10 @@
 import ablations
 import evidence
 import motion_experiments as experiments
+import numpy as np
 import pytest
 import torch
-from make_motion_dataset import CLASSES, MotionSettings, opposite_class, sprite_centres, write_dataset
+from make_motion_dataset import CLASSES, MotionSettings, opposite_class, sprite_poses, write_dataset
 from transformers import AutoConfig, AutoModelForVideoClassification, ViTConfig, ViTForImageClassification
 
 import hf_tps
@@ -109,10 +110,12 @@ def test_the_image_start_learns_from_stills_and_opens_as_an_image_model(tmp_path
     from image_start import still_pictures, train_image_start
 
     settings = MotionSettings(num_frames=2)
-    frames, cells = still_pictures(settings, 0, 12)
+    frames, cells, turns = still_pictures(settings, 0, 12)
     assert frames.shape == (12, 2, 3, 32, 32)
-    row, column = sprite_centres(settings, 0, "train", 7)[1] // 4
+    centres, angles = sprite_poses(settings, 0, "train", 7)
+    row, column = centres[1] // 4
     assert cells[7, 1] == row * 8 + column
+    assert turns[7, 1] == np.degrees(angles[1]) % 360 // 45
     config = ViTConfig(**{**evidence.IMAGE_MODEL, "hidden_size": 16, "num_hidden_layers": 1})
     accuracy = train_image_start(tmp_path / "image", config, settings, 0, clips=12, steps=2, batch_size=4)
     assert 0 <= accuracy <= 1
