@@ -1,6 +1,9 @@
-# Two commands for a fresh machine with python3 and make:
-#   make demo   converts a checkpoint and classifies a video (VIDEO=path/to/your.mp4 takes yours)
-#   make test   lint, format check and all tests
+# For a fresh machine with python3 and make:
+#   make demo       trains a small model on videos of motion and lets it name unseen ones (VIDEO=your.mp4: yours as well)
+#   make test       lint, format check and all tests
+#   make evidence   trains every family with and without time on these videos: within the hour on 2 cores
+#   make ablations  the TPS ablations in small, within another
+#   make benchmark  latency and memory beside the models of Transformers
 # TORCH picks the torch build, TRANSFORMERS the Transformers one:
 #   make test TORCH="torch==2.13.0" TRANSFORMERS="transformers==5.20.0"
 PYTHON ?= python3
@@ -12,10 +15,16 @@ BIN := $(VENV)/bin
 # What was asked for; when it changes, the environment is brought up to date.
 WANTED := $(TORCH) $(TRANSFORMERS)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test evidence ablations benchmark lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py $(if $(VIDEO),"$(VIDEO)")
+
+evidence: $(VENV)/.ready
+	$(BIN)/python examples/evidence.py
+
+ablations: $(VENV)/.ready
+	$(BIN)/python examples/ablations.py
 
 test: lint
 	$(BIN)/python -m pytest tests
@@ -40,4 +49,4 @@ $(VENV)/.wanted: FORCE
 FORCE:
 
 clean:
-	rm -rf $(VENV) demo_output
+	rm -rf $(VENV) demo_output evidence_output ablations_output

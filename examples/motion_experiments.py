@@ -195,7 +195,11 @@ def shuffled(seed: int = 0) -> Callable[[torch.Tensor], torch.Tensor]:
 def test_on_motion(folder: Path, benchmark: Benchmark) -> dict[str, float]:
     """Top-1 on the clips as they are and shuffled, and how often a clip played backwards is the opposite class; per cent."""
     model = AutoModelForVideoClassification.from_pretrained(folder).eval()
-    processor = AutoVideoProcessor.from_pretrained(folder)
+    return motion_figures(model, AutoVideoProcessor.from_pretrained(folder), benchmark)
+
+
+def motion_figures(model, processor, benchmark: Benchmark) -> dict[str, float]:
+    """As `test_on_motion`, of a model that is there."""
     benchmark.load_validation()
     labels = benchmark.labels
     return {
@@ -267,6 +271,10 @@ def load_results(path: Path) -> list[dict]:
     return json.loads(path.read_text()) if path.is_file() else []
 
 
+def model_folder(output_dir: Path, row: str, seed: int, time_off: bool = False) -> Path:
+    return output_dir / "models" / f"{row}{'-off' if time_off else ''}-seed{seed}"
+
+
 def run_rows(
     jobs: Sequence[tuple[Row, bool]],
     benchmark: Benchmark,
@@ -290,7 +298,7 @@ def run_rows(
     with ThreadPoolExecutor(at_once) as pool:
         running = {}
         for row, time_off, seed in todo:
-            folder = output_dir / "models" / f"{row.name}{'-off' if time_off else ''}-seed{seed}"
+            folder = model_folder(output_dir, row.name, seed, time_off)
             training = pool.submit(fine_tune, row, time_off, benchmark, image_start, folder, seed, threads)
             running[training] = (row, time_off, seed, folder)
         progress = tqdm(as_completed(running), total=len(running), desc="models", unit="model", disable=None)
