@@ -28,7 +28,7 @@ from .image_weights import (
 )
 from .leap_attention import leap_order, leap_pairs
 from .temporal_shift import periodic_shift, token_shift
-from .video_layers import MLP, DropPath, drop_path_rates, eager_attention_forward
+from .video_layers import MLP, DropPath, drop_path_rates, eager_attention_forward, feed_forward
 from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
 from .vit_layers import ViTEmbeddings, attend
 
@@ -99,7 +99,7 @@ class LAPSViTBlock(GradientCheckpointingLayer):
         hidden_states = self.shift_class_token(hidden_states, frames)
         attended, _ = self.attention(self.norm1(hidden_states), frames, **kwargs)
         hidden_states = self.shift_class_token(hidden_states + self.drop_path(attended), frames)
-        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
+        return feed_forward(self, hidden_states)
 
 
 class LAPSViT(nn.Module):

@@ -16,7 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_tps import TPSConfig
 from .image_weights import SWIN_FREE_FIELDS, ImageCheckpoint, check_given_sizes, inflate_swin, swin_image_fields
 from .temporal_shift import channel_shift, resolve_patch_shift_pattern
-from .video_layers import MLP, DropPath, drop_path_rates, eager_attention_forward
+from .video_layers import MLP, DropPath, drop_path_rates, eager_attention_forward, feed_forward, in_pieces
 from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
 from .window_layout import relative_position_index, temporal_resize_matrix, window_grid, window_layout
 
@@ -122,9 +122,24 @@ class TPSAttention(nn.Module):
             tokens = nn.functional.pad(tokens, (0, 0, 0, 1))  # the token of zeros that the padding takes
         tokens = tokens.index_select(1, layout.gather)
 
-        qkv = self.qkv(tokens).view(batch * frames * windows, places, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        tokens = tokens.view(batch * frames * windows, places, channels)
         bias = self.attention_bias(batch, frames, grid.window, windows, layout.mask)
+        if self.config._attn_implementation == "sdpa":  # it gives no weights
+            row_elements = 3 * places * channels
+            bias = bias.expand(tokens.shape[0], -1, -1, -1)
+            attended, weights = (
+                in_pieces(lambda *rows: self.attend(*rows, **kwargs)[0], row_elements, tokens, bias),
+                None,
+            )
+        else:
+            attended, weights = self.attend(tokens, bias, **kwargs)
+        attended = attended.reshape(batch, -1, channels).index_select(1, layout.restore)
+        return attended.view(batch, frames, height, width, channels), weights
+
+    def attend(self, tokens: torch.Tensor, bias: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Windows (windows, places, channels) to the same, and the attention weights if the kernel gives them."""
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, self.head_dim))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -138,9 +153,7 @@ class TPSAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             **kwargs,
         )
-        attended = attended.reshape(batch, frames * windows * places, channels)
-        attended = self.dropout(self.proj(attended.index_select(1, layout.restore)))
-        return attended.view(batch, frames, height, width, channels), weights
+        return self.dropout(self.proj(attended.flatten(-2))), weights
 
 
 class TPSBlock(GradientCheckpointingLayer):
@@ -165,7 +178,7 @@ class TPSBlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         attended, _ = self.attention(self.norm1(hidden_states), **kwargs)
         hidden_states = hidden_states + self.drop_path(attended)
-        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
+        return feed_forward(self, hidden_states)
 
 
 class TPSPatchMerging(nn.Module):
