@@ -44,6 +44,35 @@ class MLP(nn.Module):
         return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(hidden_states)))))
 
 
+class PreparedModule(nn.Module):
+    """
+    A layer that can keep in `prepared` what it derives from its weights: from `prepare_for_inference()` of the model until
+    it trains, loads weights, or moves to another device or dtype. While gradients are recorded it is left unused.
+    """
+
+    prepared: tuple | None = None
+
+    def prepare(self, height: int, width: int) -> None:
+        """Fill `prepared`, for frames of height x width pixels."""
+        raise NotImplementedError
+
+    def is_prepared(self) -> bool:
+        return self.prepared is not None and not torch.is_grad_enabled()
+
+    def train(self, mode: bool = True):
+        if mode:
+            self.prepared = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.prepared = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, *args, **kwargs):
+        self.prepared = None
+        return super()._apply(*args, **kwargs)
+
+
 # Floats of the widest tensor inside a piece: large enough for full-speed matrix products, small enough for the cache.
 PIECE_ELEMENTS = 2**21
 
@@ -59,18 +88,27 @@ def in_pieces(function: Callable, row_elements: int, *tensors: torch.Tensor) -> 
     Args:
         function: takes rows of each tensor, returns one tensor with as many rows.
         row_elements: elements that the widest tensor inside the function has for a row.
-        tensors: as many rows each.
+        tensors: the first has all rows; another may have fewer, which are then repeated from its first row on.
     """
-    rows, piece = tensors[0].shape[0], max(1, PIECE_ELEMENTS // row_elements)
+    rows, period = tensors[0].shape[0], min(tensor.shape[0] for tensor in tensors)
+    piece = max(1, PIECE_ELEMENTS // row_elements)
     whole = torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing()
-    if whole or tensors[0].device.type != "cpu" or rows <= piece:
-        return function(*tensors)
+    if whole or tensors[0].device.type != "cpu" or rows <= min(piece, period):
+        repeated = (tensor.expand(rows // tensor.shape[0], *tensor.shape).flatten(0, 1) for tensor in tensors)
+        return function(*repeated)
     output = None
-    for start in range(0, rows, piece):
-        part = function(*(tensor[start : start + piece] for tensor in tensors))
-        if output is None:
-            output = part.new_empty(rows, *part.shape[1:])
-        output[start : start + piece] = part
+    for repetition in range(0, rows, period):
+        for start in range(repetition, repetition + period, piece):
+            end = min(start + piece, repetition + period)
+            part = function(
+                *(
+                    tensor[start:end] if tensor.shape[0] == rows else tensor[start - repetition : end - repetition]
+                    for tensor in tensors
+                )
+            )
+            if output is None:
+                output = part.new_empty(rows, *part.shape[1:])
+            output[start:end] = part
     return output
 
 
