@@ -140,13 +140,9 @@ class TPSAttention(PreparedModule):
             tokens = nn.functional.pad(tokens, (0, 0, 0, 1))  # the token of zeros that the padding takes
         places = bias.shape[-1]
         windows = tokens.index_select(1, layout.gather).view(-1, places, channels)
-        if self.config._attn_implementation == "sdpa":  # it gives no weights
-            row_elements = 3 * places * channels
-            bias = bias if bias.shape[0] > 1 else bias.expand(windows.shape[0], -1, -1, -1)
-            attended, weights = (
-                in_pieces(lambda *rows: self.attend(*rows, **kwargs)[0], row_elements, windows, bias),
-                None,
-            )
+        if self.config._attn_implementation == "sdpa":  # it gives no weights, which pieces would tear apart
+            weights = None
+            attended = in_pieces(lambda *rows: self.attend(*rows, **kwargs)[0], 3 * places * channels, windows, bias)
         else:
             bias = bias if bias.shape[0] == 1 else bias.repeat(batch, 1, 1, 1)
             attended, weights = self.attend(windows, bias, **kwargs)

@@ -90,25 +90,27 @@ def in_pieces(function: Callable, row_elements: int, *tensors: torch.Tensor) -> 
         row_elements: elements that the widest tensor inside the function has for a row.
         tensors: the first has all rows; another may have fewer, which are then repeated from its first row on.
     """
-    rows, period = tensors[0].shape[0], min(tensor.shape[0] for tensor in tensors)
-    piece = max(1, PIECE_ELEMENTS // row_elements)
-    whole = torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.jit.is_tracing()
-    if whole or tensors[0].device.type != "cpu" or rows <= min(piece, period):
-        repeated = (tensor.expand(rows // tensor.shape[0], *tensor.shape).flatten(0, 1) for tensor in tensors)
-        return function(*repeated)
+    rows = tensors[0].shape[0]
+    whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if whole or tensors[0].device.type != "cpu":
+        return function(*(tensor.expand(rows // tensor.shape[0], *tensor.shape).flatten(0, 1) for tensor in tensors))
+    tensors = [tensor.expand(rows, *tensor.shape[1:]) if tensor.shape[0] == 1 else tensor for tensor in tensors]
+    period, piece = min(tensor.shape[0] for tensor in tensors), max(1, PIECE_ELEMENTS // row_elements)
     output = None
-    for repetition in range(0, rows, period):
-        for start in range(repetition, repetition + period, piece):
-            end = min(start + piece, repetition + period)
+    for first in range(0, rows, period):
+        for start in range(0, period, piece):
+            end = min(start + piece, period)
             part = function(
                 *(
-                    tensor[start:end] if tensor.shape[0] == rows else tensor[start - repetition : end - repetition]
+                    tensor[start:end] if tensor.shape[0] == period else tensor[first + start : first + end]
                     for tensor in tensors
                 )
             )
+            if part.shape[0] == rows:
+                return part
             if output is None:
                 output = part.new_empty(rows, *part.shape[1:])
-            output[start:end] = part
+            output[first + start : first + end] = part
     return output
 
 
