@@ -1,6 +1,7 @@
 # Two commands for a fresh machine with python3 and make:
 #   make demo   converts a checkpoint and classifies a video (VIDEO=path/to/your.mp4 takes yours)
 #   make test   lint, format check and all tests
+# and `make benchmark`: all models against their peers (ARGUMENTS passes options on)
 # TORCH picks the torch build, TRANSFORMERS the Transformers one:
 #   make test TORCH="torch==2.13.0" TRANSFORMERS="transformers==5.20.0"
 PYTHON ?= python3
@@ -8,17 +9,21 @@ TORCH ?= torch>=2.6
 TRANSFORMERS ?= transformers>=5.20,<6
 VENV ?= .venv
 VIDEO ?=
+ARGUMENTS ?=
 BIN := $(VENV)/bin
 # What was asked for; when it changes, the environment is brought up to date.
 WANTED := $(TORCH) $(TRANSFORMERS)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test benchmark lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py $(if $(VIDEO),"$(VIDEO)")
 
 test: lint
 	$(BIN)/python -m pytest tests
+
+benchmark: $(VENV)/.ready
+	$(BIN)/python examples/benchmark.py $(ARGUMENTS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -40,4 +45,4 @@ $(VENV)/.wanted: FORCE
 FORCE:
 
 clean:
-	rm -rf $(VENV) demo_output
+	rm -rf $(VENV) demo_output benchmark_output
