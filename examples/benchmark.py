@@ -440,10 +440,11 @@ def draw(rows: list[Row], path: Path) -> None:
         shown = [row for row in rows if row.setting == setting]
         names = list(dict.fromkeys(row.model for row in shown))
         for index, row in enumerate(shown):
+            colour = f"C{names.index(row.model)}"
             work, cost = row.macs / setting.batch_size / 1e9, 1000 / row.clips_per_second
-            axes.scatter(work, cost, s=20 + row.parameters / 5e5, color=f"C{names.index(row.model)}", alpha=0.6)
+            axes.scatter(work, cost, s=20 + row.parameters / 5e5, color=colour, alpha=0.6)
             offset = (8, 8 if index % 2 else -12)
-            axes.annotate(row.model, (work, cost), xytext=offset, textcoords="offset points", fontsize=8)
+            axes.annotate(row.model, (work, cost), xytext=offset, textcoords="offset points", fontsize=8, color=colour)
         sizes = sorted(row.macs / setting.batch_size / 1e9 for row in shown)
         ends = [sizes[0] / 1.5, sizes[-1] * 1.5]
         passes = 3 if setting.step == "train" else 1
