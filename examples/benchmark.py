@@ -258,13 +258,15 @@ class Runner:
         synchronise(self.device)
         return time.perf_counter() - start
 
-    def peak_memory(self) -> int:
-        """Bytes beyond weights and clip. On a GPU what the allocator held at most, on a CPU all tensors."""
+    def peak_memory(self) -> int | None:
+        """Bytes beyond weights and clip. On a GPU what the allocator held at most, on a CPU all tensors of an eager model."""
         if self.device != "cpu":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             self.run(self.call, self.clips)
             return torch.cuda.max_memory_allocated() - before
+        if self.setting.compiled:
+            return None
         # not inference_mode, which hides the tensors inside composite operators from the counter
         with PeakMemory() as counter:
             self.run(self.model, self.clips, torch.no_grad)
