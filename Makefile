@@ -3,7 +3,7 @@
 #   make test       lint, format check and all tests
 #   make evidence   trains every family with and without time on these videos: within the hour on 2 cores
 #   make ablations  the TPS ablations in small, within another
-#   make benchmark  latency and memory beside the models of Transformers
+#   make benchmark  latency and memory beside the models of Transformers (ARGUMENTS passes options on)
 # TORCH picks the torch build, TRANSFORMERS the Transformers one:
 #   make test TORCH="torch==2.13.0" TRANSFORMERS="transformers==5.20.0"
 PYTHON ?= python3
@@ -11,6 +11,7 @@ TORCH ?= torch>=2.6
 TRANSFORMERS ?= transformers>=5.20,<6
 VENV ?= .venv
 VIDEO ?=
+ARGUMENTS ?=
 BIN := $(VENV)/bin
 # What was asked for; when it changes, the environment is brought up to date.
 WANTED := $(TORCH) $(TRANSFORMERS)
@@ -28,6 +29,9 @@ ablations: $(VENV)/.ready
 
 test: lint
 	$(BIN)/python -m pytest tests
+
+benchmark: $(VENV)/.ready
+	$(BIN)/python examples/benchmark.py $(ARGUMENTS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -49,4 +53,4 @@ $(VENV)/.wanted: FORCE
 FORCE:
 
 clean:
-	rm -rf $(VENV) demo_output evidence_output ablations_output
+	rm -rf $(VENV) demo_output evidence_output ablations_output benchmark_output

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -28,7 +29,15 @@ from .image_weights import (
 )
 from .leap_attention import leap_order, leap_pairs
 from .temporal_shift import periodic_shift, token_shift
-from .video_layers import MLP, DropPath, drop_path_rates, eager_attention_forward
+from .video_layers import (
+    MLP,
+    DropPath,
+    PreparedModule,
+    drop_path_rates,
+    eager_attention_forward,
+    feed_forward,
+    in_pieces,
+)
 from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
 from .vit_layers import ViTEmbeddings, attend
 
@@ -99,7 +108,7 @@ class LAPSViTBlock(GradientCheckpointingLayer):
         hidden_states = self.shift_class_token(hidden_states, frames)
         attended, _ = self.attention(self.norm1(hidden_states), frames, **kwargs)
         hidden_states = self.shift_class_token(hidden_states + self.drop_path(attended), frames)
-        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
+        return feed_forward(self, hidden_states)
 
 
 class LAPSViT(nn.Module):
@@ -135,11 +144,13 @@ class VisformerConvMLP(nn.Module):
         self.conv3 = nn.Conv2d(2 * channels, channels, 1, bias=False)
         self.activation = ACT2FN[config.hidden_act]
 
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return self.conv3(self.activation(self.conv2(self.activation(self.conv1(maps)))))
+    def forward(self, maps: torch.Tensor, folded: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+        """`folded`: weight and bias that stand for the norm before and `conv1`, where `maps` is not normalised."""
+        expanded = self.conv1(maps) if folded is None else nn.functional.conv2d(maps, *folded)
+        return self.conv3(self.activation(self.conv2(self.activation(expanded))))
 
 
-class VisformerConvBlock(GradientCheckpointingLayer):
+class VisformerConvBlock(PreparedModule, GradientCheckpointingLayer):
     """A block of the first stage: no attention."""
 
     def __init__(self, config: LAPSConfig, channels: int, drop_path_rate: float):
@@ -148,8 +159,15 @@ class VisformerConvBlock(GradientCheckpointingLayer):
         self.mlp = VisformerConvMLP(config, channels)
         self.drop_path = DropPath(drop_path_rate)
 
+    def prepare(self, height: int, width: int):
+        norm, weight = self.norm2, self.mlp.conv1.weight
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        bias = weight.flatten(1) @ (norm.bias - norm.running_mean * scale)
+        self.prepared = (weight * scale[:, None, None], bias)
+
     def forward(self, maps: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
-        return maps + self.drop_path(self.mlp(self.norm2(maps)))
+        branch = self.mlp(maps, self.prepared) if self.is_prepared() else self.mlp(self.norm2(maps))
+        return maps + self.drop_path(branch)
 
 
 class VisformerBlock(GradientCheckpointingLayer):
@@ -168,10 +186,32 @@ class VisformerBlock(GradientCheckpointingLayer):
         tokens = self.norm1(maps).permute(0, 2, 3, 1).flatten(1, 2)
         attended, _ = self.attention(tokens, frames, **kwargs)
         maps = maps + self.drop_path(attended.unflatten(1, maps.shape[2:]).permute(0, 3, 1, 2))
-        return maps + self.drop_path(self.mlp(self.norm2(maps).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        tokens = self.norm2(maps).permute(0, 2, 3, 1)
+        branch = in_pieces(self.mlp, self.mlp.fc1.out_features, tokens.flatten(0, 2)).view(tokens.shape)
+        return maps + self.drop_path(branch.permute(0, 3, 1, 2))
 
 
-class VisformerEmbedding(nn.Module):
+class VisformerConvolution(PreparedModule):
+    """A convolution with the norm after it, which folds into it. A subclass says which of its layers they are."""
+
+    def convolution(self) -> nn.Conv2d:
+        raise NotImplementedError
+
+    def prepare(self, height: int, width: int):
+        conv, norm = self.convolution(), self.norm
+        folded = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        self.prepared = tuple(parameter.detach() for parameter in folded)
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        conv = self.convolution()
+        if self.is_prepared():
+            return nn.functional.conv2d(maps, *self.prepared, conv.stride, conv.padding)
+        return self.norm(conv(maps))
+
+
+class VisformerEmbedding(VisformerConvolution):
     """Patches of the map before, normalised."""
 
     def __init__(self, config: LAPSConfig, in_channels: int, channels: int, patch_size: int):
@@ -179,8 +219,8 @@ class VisformerEmbedding(nn.Module):
         self.projection = nn.Conv2d(in_channels, channels, patch_size, stride=patch_size)
         self.norm = nn.BatchNorm2d(channels, eps=config.batch_norm_eps)
 
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.projection(maps))
+    def convolution(self) -> nn.Conv2d:
+        return self.projection
 
 
 class VisformerStage(nn.Module):
@@ -214,14 +254,17 @@ class VisformerStage(nn.Module):
         return maps
 
 
-class VisformerStem(nn.Module):
+class VisformerStem(VisformerConvolution):
     def __init__(self, config: LAPSConfig):
         super().__init__()
         self.conv = nn.Conv2d(config.num_channels, config.stem_channels, 7, stride=2, padding=3, bias=False)
         self.norm = nn.BatchNorm2d(config.stem_channels, eps=config.batch_norm_eps)
 
+    def convolution(self) -> nn.Conv2d:
+        return self.conv
+
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.conv(pixel_values)).relu()
+        return super().forward(pixel_values).relu_()
 
 
 class LAPSVisformer(nn.Module):

@@ -16,9 +16,17 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_tps import TPSConfig
 from .image_weights import SWIN_FREE_FIELDS, ImageCheckpoint, check_given_sizes, inflate_swin, swin_image_fields
 from .temporal_shift import channel_shift, resolve_patch_shift_pattern
-from .video_layers import MLP, DropPath, drop_path_rates, eager_attention_forward
+from .video_layers import (
+    MLP,
+    DropPath,
+    PreparedModule,
+    drop_path_rates,
+    eager_attention_forward,
+    feed_forward,
+    in_pieces,
+)
 from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
-from .window_layout import relative_position_index, temporal_resize_matrix, window_grid, window_layout
+from .window_layout import WindowLayout, relative_position_index, temporal_resize_matrix, window_grid, window_layout
 
 logger = logging.get_logger(__name__)
 
@@ -55,7 +63,7 @@ class TPSEmbeddings(nn.Module):
         return self.dropout(self.norm(self.projection(tubelets)))
 
 
-class TPSAttention(nn.Module):
+class TPSAttention(PreparedModule):
     """
     Self-attention inside windows of one frame, over patches (or channels) that come from several frames (TPS section 3).
 
@@ -94,37 +102,57 @@ class TPSAttention(nn.Module):
         index = relative_position_index(frames, window, self.config.window_size, self.pattern, temporal, table.device)
         return table[index].permute(0, 3, 1, 2)
 
-    def attention_bias(
-        self, batch: int, frames: int, window: tuple[int, int], windows: int, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Position bias and window mask for all windows: (batch * frames * windows, heads, places, places), or 1 first."""
-        bias = self.position_bias(frames, window)
+    def attention_bias(self, frames: int, height: int, width: int) -> torch.Tensor:
+        """Position bias and window mask of one clip's windows: (frames * windows, heads, places, places), or 1 first."""
+        grid = window_grid(height, width, self.config.window_size, self.shifted)
+        mask = self.layout(frames, height, width).mask
+        bias = self.position_bias(frames, grid.window)
         if mask is None and bias.shape[0] == 1:
             return bias
         bias = bias[:, None]
         if mask is not None:
             bias = bias + mask[None, :, None].to(bias.dtype)
-        return bias.expand(batch, frames, windows, -1, -1, -1).flatten(0, 2)
+        return bias.expand(frames, grid.count[0] * grid.count[1], -1, -1, -1).flatten(0, 1)
+
+    def layout(self, frames: int, height: int, width: int) -> WindowLayout:
+        device = self.relative_position_bias_table.device
+        return window_layout(frames, height, width, self.config.window_size, self.shifted, self.pattern, device)
+
+    def prepare(self, height: int, width: int):
+        stride = self.config.patch_size * self.qkv.in_features // self.config.embed_dim
+        shape = (self.config.num_temporal_positions, -(-height // stride), -(-width // stride))
+        self.prepared = (shape, self.attention_bias(*shape).contiguous())
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, frames, height, width, channels) to the same, and the attention weights if the kernel gives them."""
         batch, frames, height, width, channels = hidden_states.shape
-        grid = window_grid(height, width, self.config.window_size, self.shifted)
-        windows, places = grid.count[0] * grid.count[1], grid.window[0] * grid.window[1]
-        layout = window_layout(
-            frames, height, width, self.config.window_size, self.shifted, self.pattern, hidden_states.device
-        )
+        shape = (frames, height, width)
+        layout = self.layout(*shape)
+        if self.is_prepared() and self.prepared[0] == shape:
+            bias = self.prepared[1]
+        else:
+            bias = self.attention_bias(*shape)
 
         if self.temporal_shift == "channel":
             hidden_states = channel_shift(hidden_states, self.config.shift_div, self.num_heads)
-        tokens = hidden_states.reshape(batch, frames * height * width, channels)
-        if windows * places != height * width:
+        tokens = hidden_states.flatten(1, 3)
+        if layout.gather.shape[0] != tokens.shape[1]:
             tokens = nn.functional.pad(tokens, (0, 0, 0, 1))  # the token of zeros that the padding takes
-        tokens = tokens.index_select(1, layout.gather)
+        places = bias.shape[-1]
+        windows = tokens.index_select(1, layout.gather).view(-1, places, channels)
+        if self.config._attn_implementation == "sdpa":  # it gives no weights, which pieces would tear apart
+            weights = None
+            attended = in_pieces(lambda *rows: self.attend(*rows, **kwargs)[0], 3 * places * channels, windows, bias)
+        else:
+            bias = bias if bias.shape[0] == 1 else bias.repeat(batch, 1, 1, 1)
+            attended, weights = self.attend(windows, bias, **kwargs)
+        attended = attended.view(batch, -1, channels).index_select(1, layout.restore)
+        return attended.view(batch, frames, height, width, channels), weights
 
-        qkv = self.qkv(tokens).view(batch * frames * windows, places, 3, self.num_heads, self.head_dim)
+    def attend(self, windows: torch.Tensor, bias: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Windows (windows, places, channels) to the same, and the attention weights if the kernel gives them."""
+        qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        bias = self.attention_bias(batch, frames, grid.window, windows, layout.mask)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -138,9 +166,7 @@ class TPSAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             **kwargs,
         )
-        attended = attended.reshape(batch, frames * windows * places, channels)
-        attended = self.dropout(self.proj(attended.index_select(1, layout.restore)))
-        return attended.view(batch, frames, height, width, channels), weights
+        return self.dropout(self.proj(attended.flatten(-2))), weights
 
 
 class TPSBlock(GradientCheckpointingLayer):
@@ -165,7 +191,7 @@ class TPSBlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         attended, _ = self.attention(self.norm1(hidden_states), **kwargs)
         hidden_states = hidden_states + self.drop_path(attended)
-        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
+        return feed_forward(self, hidden_states)
 
 
 class TPSPatchMerging(nn.Module):

@@ -22,7 +22,7 @@ from .image_weights import (
     vit_image_fields,
 )
 from .temporal_shift import mixing_shift
-from .video_layers import MLP, DropPath, drop_path_rates, eager_attention_forward
+from .video_layers import MLP, DropPath, drop_path_rates, eager_attention_forward, feed_forward
 from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
 from .vit_layers import ViTEmbeddings, attend
 
@@ -95,7 +95,7 @@ class XViTBlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
         attended, _ = self.attention(self.norm1(hidden_states), frames, **kwargs)
         hidden_states = hidden_states + self.drop_path(attended)
-        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
+        return feed_forward(self, hidden_states)
 
 
 class XViTTemporalLayer(nn.Module):

@@ -99,11 +99,11 @@ def channel_shift(hidden_states: torch.Tensor, shift_div: int, num_heads: int = 
     fold = heads.shape[-1] // shift_div
     if fold == 0:
         return hidden_states
-    from_before = heads[..., :fold]
-    from_after = heads[..., fold : 2 * fold]
+    # split, not slices: their gradients would each be a full tensor of zeros to add
+    from_before, from_after, kept = heads.split((fold, fold, heads.shape[-1] - 2 * fold), dim=-1)
     before = torch.cat((from_before[:, :1], from_before[:, :-1]), dim=1)
     after = torch.cat((from_after[:, 1:], from_after[:, -1:]), dim=1)
-    return torch.cat((before, after, heads[..., 2 * fold :]), dim=-1).flatten(-2)
+    return torch.cat((before, after, kept), dim=-1).flatten(-2)
 
 
 def neighbour_shift(hidden_states: torch.Tensor, fold: int, window: int = 1) -> torch.Tensor:
@@ -122,16 +122,18 @@ def neighbour_shift(hidden_states: torch.Tensor, fold: int, window: int = 1) -> 
     share = fold // window
     if share == 0:
         return hidden_states
-    frames = hidden_states.shape[1]
-    groups = []
-    for step in range(1, window + 1):
-        for offset in (step, -step):
-            start = len(groups) * share
-            moved = hidden_states[..., start : start + share]
-            kept = moved[:, offset:] if offset > 0 else moved[:, :offset]
-            missing = moved.new_zeros(moved.shape[0], min(step, frames), *moved.shape[2:])
-            groups.append(torch.cat((kept, missing) if offset > 0 else (missing, kept), dim=1))
-    return torch.cat((*groups, hidden_states[..., len(groups) * share :]), dim=-1)
+    frames, channels = hidden_states.shape[1], hidden_states.shape[-1]
+    offsets = [offset for step in range(1, window + 1) for offset in (step, -step)]
+    # split, not slices: their gradients would each be a full tensor of zeros to add
+    *groups, kept = hidden_states.split([share] * len(offsets) + [channels - share * len(offsets)], dim=-1)
+    other_axes = (0, 0) * (hidden_states.ndim - 2)
+    for index, offset in enumerate(offsets):
+        missing = min(abs(offset), frames)
+        if offset > 0:
+            groups[index] = nn.functional.pad(groups[index][:, offset:], (*other_axes, 0, missing))
+        else:
+            groups[index] = nn.functional.pad(groups[index][:, :offset], (*other_axes, missing, 0))
+    return torch.cat((*groups, kept), dim=-1)
 
 
 def mixing_shift(

@@ -29,6 +29,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from .index_cache import cached_by_shape
 from .temporal_shift import (
     channel_shift,
     mixing_shift,
@@ -110,20 +111,45 @@ def shift_in_time(hidden_states: torch.Tensor, layout: FrameLayout, move: Move) 
     return move(layout.split(hidden_states)).reshape(hidden_states.shape)
 
 
-def shift_patches(
-    hidden_states: torch.Tensor, layout: FrameLayout, pattern: Sequence[Sequence[int]], inverse: bool
+Pattern = tuple[tuple[int, ...], ...]
+
+
+@cached_by_shape
+def patch_order(
+    layout: FrameLayout, tokens: int, pattern: Pattern, inverse: bool, device: torch.device
 ) -> torch.Tensor:
-    """The patch shift on the batch of a layer; tokens ahead of the patches stay."""
-    clip = layout.split(hidden_states)
+    """
+    Which token of a clip each token takes under the patch shift: windows, the tokens ahead of the patches (which stay) and the
+    shift itself as one gather.
+
+    Args:
+        tokens: of an image, or of a window.
+
+    Returns:
+        (images or windows of a clip * tokens,) int64.
+    """
+    images = layout.num_frames
     if layout.windowed:
-        windows = clip.shape[2]
-        maps = clip.transpose(1, 2).flatten(0, 1).unflatten(2, layout.map_of(clip.shape[3]))
+        side = math.isqrt(tokens)
+        images *= -(-layout.grid[0] // side) * -(-layout.grid[1] // side)
+    numbers = torch.arange(images * tokens, device=device).view(images, tokens, 1)
+    clip = layout.split(numbers)
+    if layout.windowed:
+        maps = clip.transpose(1, 2).flatten(0, 1).unflatten(2, layout.map_of(tokens))
         shifted = patch_shift(maps, pattern, inverse).flatten(2, 3)
-        return shifted.unflatten(0, (-1, windows)).transpose(1, 2).reshape(hidden_states.shape)
+        return shifted.unflatten(0, (1, -1)).transpose(1, 2).flatten()
     prefix = layout.prefix_tokens
-    maps = clip[:, :, prefix:].unflatten(2, layout.map_of(clip.shape[2] - prefix))
+    maps = clip[:, :, prefix:].unflatten(2, layout.map_of(tokens - prefix))
     shifted = patch_shift(maps, pattern, inverse).flatten(2, 3)
-    return torch.cat((clip[:, :, :prefix], shifted), dim=2).flatten(0, 1)
+    return torch.cat((clip[:, :, :prefix], shifted), dim=2).flatten()
+
+
+def shift_patches(hidden_states: torch.Tensor, layout: FrameLayout, pattern: Pattern, inverse: bool) -> torch.Tensor:
+    """The patch shift on the batch of a layer; tokens ahead of the patches stay."""
+    tokens, channels = hidden_states.shape[1:]
+    order = patch_order(layout, tokens, pattern, inverse, hidden_states.device)
+    clips = hidden_states.reshape(-1, order.shape[0], channels)
+    return clips.index_select(1, order).view(hidden_states.shape)
 
 
 def replace_hidden_states(move: Move, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
 """Small layers that every family uses."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
@@ -40,6 +42,88 @@ class MLP(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(hidden_states)))))
+
+
+class PreparedModule(nn.Module):
+    """
+    A layer that can keep in `prepared` what it derives from its weights: from `prepare_for_inference()` of the model until
+    it trains, loads weights, or moves to another device or dtype. While gradients are recorded it is left unused.
+    """
+
+    prepared: tuple | None = None
+
+    def prepare(self, height: int, width: int) -> None:
+        """Fill `prepared`, for frames of height x width pixels."""
+        raise NotImplementedError
+
+    def is_prepared(self) -> bool:
+        return self.prepared is not None and not torch.is_grad_enabled()
+
+    def train(self, mode: bool = True):
+        if mode:
+            self.prepared = None
+        return super().train(mode)
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        self.prepared = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, *args, **kwargs):
+        self.prepared = None
+        return super()._apply(*args, **kwargs)
+
+
+# Floats of the widest tensor inside a piece: large enough for full-speed matrix products, small enough for the cache.
+PIECE_ELEMENTS = 2**21
+
+
+def in_pieces(function: Callable, row_elements: int, *tensors: torch.Tensor) -> torch.Tensor:
+    """
+    `function(*tensors)` for a function that treats every row (first axis) alone; on a CPU without gradients, some rows at a
+    time.
+
+    Then the wide tensors inside the function stay in the cache and in memory that the process owns already: one of more
+    than 32 MB is asked from the operating system and given back at every call, which took half of the time of a large MLP.
+
+    Args:
+        function: takes rows of each tensor, returns one tensor with as many rows.
+        row_elements: elements that the widest tensor inside the function has for a row.
+        tensors: the first has all rows; another may have fewer, which are then repeated from its first row on.
+    """
+    rows = tensors[0].shape[0]
+    whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if whole or tensors[0].device.type != "cpu":
+        return function(*(tensor.expand(rows // tensor.shape[0], *tensor.shape).flatten(0, 1) for tensor in tensors))
+    tensors = [tensor.expand(rows, *tensor.shape[1:]) if tensor.shape[0] == 1 else tensor for tensor in tensors]
+    period, piece = min(tensor.shape[0] for tensor in tensors), max(1, PIECE_ELEMENTS // row_elements)
+    output = None
+    for first in range(0, rows, period):
+        for start in range(0, period, piece):
+            end = min(start + piece, period)
+            part = function(
+                *(
+                    tensor[start:end] if tensor.shape[0] == period else tensor[first + start : first + end]
+                    for tensor in tensors
+                )
+            )
+            if part.shape[0] == rows:
+                return part
+            if output is None:
+                output = part.new_empty(rows, *part.shape[1:])
+            output[first + start : first + end] = part
+    return output
+
+
+def feed_forward(block: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
+    """The second half of a pre-norm block with `norm2`, `mlp` and `drop_path`: (..., channels) to the same."""
+
+    def add_branch(tokens: torch.Tensor) -> torch.Tensor:
+        return tokens + block.drop_path(block.mlp(block.norm2(tokens)))
+
+    if block.training:  # stochastic depth drops whole samples
+        return add_branch(hidden_states)
+    tokens = in_pieces(add_branch, block.mlp.fc1.out_features, hidden_states.flatten(0, -2))
+    return tokens.view(hidden_states.shape)
 
 
 def eager_attention_forward(

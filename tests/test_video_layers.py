@@ -1,0 +1,188 @@
+"""Layers that every family uses: what runs in pieces gives what it gives as a whole."""
+
+import micro_models
+import pytest
+import torch
+
+import hf_tps
+from hf_tps import video_layers
+
+FAMILIES = ["tps", "xvit", "laps"]
+
+
+def assert_equal_up_to_rounding(actual: torch.Tensor, expected: torch.Tensor):
+    assert (actual - expected).abs().max() < 3e-5 * expected.abs().max()
+
+
+@pytest.fixture
+def pieces(monkeypatch) -> list[int]:
+    """Makes pieces so small that micro models need many; lists how many rows each call of the function took."""
+    monkeypatch.setattr(video_layers, "PIECE_ELEMENTS", 500)
+    rows, add = [], torch.nn.LayerNorm.forward
+
+    def counting(self, tokens):
+        rows.append(tokens.shape[:-1].numel())
+        return add(self, tokens)
+
+    monkeypatch.setattr(torch.nn.LayerNorm, "forward", counting)
+    return rows
+
+
+def test_rows_are_cut_into_pieces_that_hold_the_given_number_of_elements(monkeypatch):
+    monkeypatch.setattr(video_layers, "PIECE_ELEMENTS", 12)
+    seen = []
+
+    def double(rows, others):
+        seen.append(rows.shape[0])
+        return 2 * rows + others
+
+    rows, others = torch.randn(8, 5), torch.randn(8, 5)
+    with torch.no_grad():
+        assert torch.equal(video_layers.in_pieces(double, 4, rows, others), 2 * rows + others)
+        assert seen == [3, 3, 2]
+        video_layers.in_pieces(double, 100, rows, others)
+    assert seen[3:] == [1] * 8, "a row that is too large by itself is one piece"
+
+
+def test_a_gradient_goes_through_one_call(monkeypatch):
+    monkeypatch.setattr(video_layers, "PIECE_ELEMENTS", 1)
+    seen = []
+    video_layers.in_pieces(lambda rows: seen.append(rows.shape[0]), 1, torch.randn(8, 5))
+    assert seen == [8]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_in_pieces_equal_those_as_a_whole(family, attention, pieces):
+    model = micro_models.classifier(family)
+    model.set_attn_implementation(attention)
+    clip = micro_models.clip(model.config)
+    whole = model(clip).logits.detach()  # with gradients: one piece
+    largest, calls = max(pieces, default=0), len(pieces)
+    with torch.no_grad():
+        assert_equal_up_to_rounding(model(clip).logits, whole)
+    if family != "laps":  # a Visformer has other norms
+        assert len(pieces) - calls > calls
+        assert min(pieces[calls:]) < largest / 4
+
+
+@pytest.mark.parametrize("bias_rows", [1, 4, 8])
+def test_a_tensor_of_fewer_rows_is_repeated(bias_rows, monkeypatch):
+    monkeypatch.setattr(video_layers, "PIECE_ELEMENTS", 3)
+    rows, bias = torch.randn(8, 5), torch.randn(bias_rows, 5)
+    expected = rows + bias.repeat(8 // bias_rows, 1)
+    assert torch.equal(video_layers.in_pieces(torch.add, 1, rows, bias), expected)
+    with torch.no_grad():
+        assert torch.equal(video_layers.in_pieces(torch.add, 1, rows, bias), expected)
+
+
+def randomise_norms(model: torch.nn.Module):
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
+                tensor.uniform_(0.5, 1.5)
+
+
+def prepared_modules(model: torch.nn.Module) -> list:
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, video_layers.PreparedModule) and module.prepared is not None
+    ]
+
+
+@pytest.mark.parametrize("family", ["tps", "xvit", "laps", "sttm", "video_shift"])
+def test_a_prepared_model_answers_as_before_and_saves_as_before(family):
+    model = micro_models.classifier(family)
+    randomise_norms(model)
+    clip, names = micro_models.clip(model.config), list(model.state_dict())
+    with torch.no_grad():
+        before = model(clip).logits
+        assert model.prepare_for_inference() is model
+        assert_equal_up_to_rounding(model(clip).logits, before)
+    assert list(model.state_dict()) == names
+    assert bool(prepared_modules(model)) == (family in ("tps", "laps"))
+
+
+@pytest.mark.parametrize("family", ["tps", "laps"])
+def test_what_was_prepared_is_used_without_gradients_only(family):
+    model = micro_models.classifier(family).prepare_for_inference()
+    clip = micro_models.clip(model.config)
+    with torch.no_grad():
+        before = model(clip).logits
+        for module in prepared_modules(model):
+            module.prepared = tuple(part * 2 if isinstance(part, torch.Tensor) else part for part in module.prepared)
+        assert not torch.allclose(model(clip).logits, before)
+    assert_equal_up_to_rounding(model(clip).logits.detach(), before)
+
+
+@pytest.mark.parametrize("family", ["tps", "laps"])
+@pytest.mark.parametrize(
+    "drop",
+    [
+        lambda model: model.train().eval(),
+        lambda model: model.load_state_dict(model.state_dict()),
+        lambda model: model.to(torch.bfloat16),
+    ],
+    ids=["train", "load_state_dict", "to"],
+)
+def test_what_was_prepared_goes_when_weights_may_change(family, drop):
+    model = micro_models.classifier(family).prepare_for_inference()
+    assert prepared_modules(model)
+    drop(model)
+    assert not prepared_modules(model)
+
+
+def test_other_sizes_than_the_prepared_one_work():
+    model = micro_models.classifier("tps")
+    clip = torch.randn(2, 6, 3, 48, 40)
+    with torch.no_grad():
+        before = model(clip).logits
+        assert torch.equal(model.prepare_for_inference()(clip).logits, before)
+        model.prepare_for_inference(48, 40)
+        shapes = {module.prepared[0] for module in prepared_modules(model)}
+        assert shapes == {(3, 12, 10), (3, 6, 5)}
+        torch.testing.assert_close(model(clip).logits, before)
+
+
+@pytest.mark.parametrize("family", ["tps", "laps"])
+def test_a_prepared_model_compiles_as_one_graph(family):
+    torch._dynamo.reset()
+    model = micro_models.classifier(family).prepare_for_inference()
+    clip = micro_models.clip(model.config)
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(clip).logits, model(clip).logits, atol=1e-6, rtol=1e-5)
+        program = torch.export.export(model, (), {"pixel_values": clip})
+        torch.testing.assert_close(program.module()(pixel_values=clip).logits, model(clip).logits)
+
+
+def test_a_model_in_training_is_not_prepared():
+    with pytest.raises(ValueError, match=r"call eval\(\) first"):
+        micro_models.classifier("tps").train().prepare_for_inference()
+
+
+def test_maps_that_need_padding_work_in_pieces(pieces):
+    model = hf_tps.TPSModel(micro_models.config("tps", image_size=36)).eval()
+    clip = torch.randn(2, 6, 3, 36, 28)
+    whole = model(clip).last_hidden_state.detach()
+    with torch.no_grad():
+        assert_equal_up_to_rounding(model(clip).last_hidden_state, whole)
+
+
+def test_attentions_are_whole_without_gradients(pieces):
+    model = micro_models.classifier("tps")
+    model.set_attn_implementation("eager")
+    clip = micro_models.clip(model.config)
+    whole = model(clip, output_attentions=True).attentions
+    with torch.no_grad():
+        for weights, expected in zip(model(clip, output_attentions=True).attentions, whole, strict=True):
+            torch.testing.assert_close(weights, expected)
+
+
+def test_stochastic_depth_drops_whole_samples_without_gradients_too(pieces):
+    block = hf_tps.TPSModel(micro_models.config("tps", drop_path_rate=1.0)).train().stages[1].blocks[1]
+    tokens = torch.randn(6, 3, 4, 4, 32)
+    with torch.no_grad():
+        assert torch.equal(video_layers.feed_forward(block, tokens), tokens)
+    assert pieces == [tokens[..., 0].numel()]
