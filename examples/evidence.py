@@ -137,7 +137,7 @@ ROWS = (
             "use_mean_pooling": True,
             "initializer_range": 0.1,
         },
-        Recipe(epochs=2, learning_rate=1e-3),
+        Recipe(epochs=5, learning_rate=2e-3),
     ),
 )
 # Whose tokens merge, without training, for the second table
