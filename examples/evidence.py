@@ -9,6 +9,7 @@ two right. Writes results.json after every model, and at the end evidence.md (th
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -245,7 +246,7 @@ def plot(results: Sequence[dict], rows: Sequence[Row], path: Path) -> None:
         heights = [mean_of(results, row.name, time_off, name) or 0 for row in rows]
         axes.bar(np.arange(len(rows)) + (number - 1.5) * 0.2, heights, 0.2, label=label, color=colour)
     axes.axhline(50, color="black", linewidth=0.8, linestyle=":")
-    axes.set_xticks(range(len(rows)), [row.title for row in rows])
+    axes.set_xticks(range(len(rows)), [textwrap.fill(row.title, 20) for row in rows])
     axes.set_ylabel("validation clips, %")
     axes.set_ylim(0, 118)
     axes.set_yticks(range(0, 101, 25))
