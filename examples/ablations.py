@@ -13,22 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from make_motion_dataset import MotionSettings
-from motion_experiments import Recipe, Row, TrainingError, add_arguments, chosen, open_benchmark, run_rows
+from motion_experiments import SMALL_TPS, Recipe, Row, TrainingError, add_arguments, chosen, open_benchmark, run_rows
 
-# As the TPS of evidence.py, with 16 frames
-FIELDS = {
-    "image_size": 32,
-    "patch_size": 4,
-    "tubelet_size": 1,
-    "embed_dim": 48,
-    "depths": (2, 2),
-    "num_heads": (4, 4),
-    "window_size": 4,
-    "shift_div": 4,
-    "classifier_dropout": 0.0,
-    "drop_path_rate": 0.0,
-    "initializer_range": 0.1,
-}
 RECIPE = Recipe(epochs=2, learning_rate=2e-3)
 PATCH_ONLY = (None, "patch")
 
@@ -49,7 +35,7 @@ ABLATIONS = (
         {"shift_order": ("patch", "channel"), "relative_position_bias": "same_frame"},
     ),
 )
-ROWS = tuple(Row(name, title, "tps", {**FIELDS, **fields}, RECIPE) for name, title, _, fields in ABLATIONS)
+ROWS = tuple(Row(name, title, "tps", {**SMALL_TPS, **fields}, RECIPE) for name, title, _, fields in ABLATIONS)
 
 
 def table(results: Sequence[dict]) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from make_motion_dataset import CLASSES
+from motion_experiments import ALLOCATOR, SMALL_TPS
 from transformers import pipeline
 
 from hf_tps import TPSConfig
@@ -31,27 +32,6 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "demo_output"
 TRAIN_CLIPS, VALIDATION_CLIPS, EPOCHS = 4800, 480, 4
 UNSEEN_IN_PICTURE = 6
-# glibc gives the memory of every activation back to the system and asks for it again in the next step
-ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_TOP_PAD_": str(5 * 10**8)}
-
-
-def small_tps() -> TPSConfig:
-    """TPS for clips of 8 frames of 32 x 32 pixels: two stages of two blocks on patches of 4 pixels."""
-    return TPSConfig(
-        image_size=32,
-        num_frames=8,
-        patch_size=4,
-        tubelet_size=1,
-        embed_dim=48,
-        depths=(2, 2),
-        num_heads=(4, 4),
-        window_size=4,
-        shift_div=4,
-        drop_path_rate=0.0,
-        classifier_dropout=0.0,
-        initializer_range=0.1,  # for narrow layers: 0.02 suits a width of 768
-        num_labels=len(CLASSES),
-    )
 
 
 def step(title: str, *command: str, launch: bool = False) -> None:
@@ -75,7 +55,7 @@ def write_videos(folder: str) -> None:
 
 
 def train(config: str, videos: str, model: str) -> None:
-    small_tps().save_pretrained(ROOT / config)
+    TPSConfig(num_frames=8, num_labels=len(CLASSES), **SMALL_TPS).save_pretrained(ROOT / config)
     step(
         "train a small TPS from random weights",
         *("examples/finetune.py", "--config_name", config, "--output_dir", model, "--overwrite_output_dir"),

@@ -18,6 +18,7 @@ import torch
 from image_start import train_image_start
 from make_motion_dataset import MotionSettings
 from motion_experiments import (
+    SMALL_TPS,
     Benchmark,
     Recipe,
     Row,
@@ -60,19 +61,7 @@ ROWS = (
         "tps",
         "TPS",
         "tps",
-        {
-            "image_size": 32,
-            "patch_size": 4,
-            "tubelet_size": 1,
-            "embed_dim": 48,
-            "depths": (2, 2),
-            "num_heads": (4, 4),
-            "window_size": 4,
-            "shift_div": 4,
-            "classifier_dropout": 0.0,
-            "drop_path_rate": 0.0,
-            "initializer_range": 0.1,
-        },
+        SMALL_TPS,
         Recipe(epochs=2, learning_rate=2e-3),
         off={"shift_order": None},
     ),

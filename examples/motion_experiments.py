@@ -38,6 +38,22 @@ class TrainingError(RuntimeError):
     """finetune.py broke off."""
 
 
+# TPS for frames of 32 x 32 pixels: two stages of two blocks on patches of 4 pixels
+SMALL_TPS = {
+    "image_size": 32,
+    "patch_size": 4,
+    "tubelet_size": 1,
+    "embed_dim": 48,
+    "depths": (2, 2),
+    "num_heads": (4, 4),
+    "window_size": 4,
+    "shift_div": 4,
+    "classifier_dropout": 0.0,
+    "drop_path_rate": 0.0,
+    "initializer_range": 0.1,  # for narrow layers: 0.02 suits a width of 768
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a model is trained: AdamW with a cosine schedule, in `finetune.py`'s words."""
