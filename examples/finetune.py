@@ -41,13 +41,10 @@ from hf_tps.training.optimization import make_moving_average, make_optimizer, ma
 from hf_tps.training.protocols import protocol_views
 from hf_tps.training.recipes import recipe_named
 from hf_tps.training.starting_points import (
-    check_model,
     checkpoint_class_names,
     class_order,
     freeze_backbone,
     load_config,
-    load_model,
-    load_processor,
 )
 
 logger = logging.getLogger("finetune")
@@ -95,20 +92,8 @@ def checkpoint_labels(arguments: argparse.Namespace) -> list[str] | None:
 
 
 def build_model(arguments: argparse.Namespace, class_names: list[str]):
-    """The model and its processor."""
-    model = load_model(
-        class_names,
-        model_name_or_path=arguments.model_name_or_path,
-        config_name=arguments.config_name,
-        from_image=arguments.from_image,
-        sttm_keep_ratio=arguments.sttm_keep_ratio,
-        config_overrides=flags.config_overrides(arguments),
-        attn_implementation=arguments.attn_implementation,
-        trust_remote_code=arguments.trust_remote_code,
-    )
-    check_model(model)
-    source = arguments.model_name_or_path or arguments.config_name
-    processor = load_processor(source, model.config, flags.processor_overrides(arguments))
+    """The model, ready to be trained, and its processor."""
+    model, processor = flags.build_model(arguments, class_names)
     if arguments.freeze_backbone:
         freeze_backbone(model)
     if arguments.gradient_checkpointing:

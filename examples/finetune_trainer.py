@@ -22,7 +22,6 @@ from hf_tps.training import results as outcome
 from hf_tps.training.augmentation import ClipAugmentation, mix_batch, soft_labels
 from hf_tps.training.data import BrokenVideos, ClipReader, VideoDataset, collate
 from hf_tps.training.metrics import summarize
-from hf_tps.training.starting_points import check_model, load_model, load_processor
 
 
 class ClipTrainer(Trainer):
@@ -95,19 +94,7 @@ def train(arguments: argparse.Namespace, training: TrainingArguments) -> None:
     set_seed(training.seed)
     videos, validation = flags.read_training_data(arguments)
     class_names = videos.class_names
-    source = arguments.model_name_or_path or arguments.config_name
-    model = load_model(
-        class_names,
-        model_name_or_path=arguments.model_name_or_path,
-        config_name=arguments.config_name,
-        from_image=arguments.from_image,
-        sttm_keep_ratio=arguments.sttm_keep_ratio,
-        config_overrides=flags.config_overrides(arguments),
-        attn_implementation=arguments.attn_implementation,
-        trust_remote_code=arguments.trust_remote_code,
-    )
-    check_model(model)
-    processor = load_processor(source, model.config, flags.processor_overrides(arguments))
+    model, processor = flags.build_model(arguments, class_names)
     settings = flags.augmentation_settings(arguments, class_names)
     crop_size = (processor.crop_size["height"], processor.crop_size["width"])
     augmentation = None if settings is None else ClipAugmentation(settings, crop_size, processor.antialias)

@@ -20,7 +20,7 @@ from .data import (
 )
 from .optimization import NO_DECAY_RULES
 from .recipes import RECIPES, recipe_named
-from .starting_points import FROM_IMAGE, parse_overrides
+from .starting_points import FROM_IMAGE, check_model, load_model, load_processor, parse_overrides
 
 SAMPLING_FLAGS = ("sampling", "frame_interval", "index_rule", "past_end", "clip_placement", "image_mean", "image_std")
 
@@ -363,3 +363,20 @@ def data_name(arguments: argparse.Namespace) -> str:
     if arguments.dataset_name:
         return Path(arguments.dataset_name).name if Path(arguments.dataset_name).exists() else arguments.dataset_name
     return (arguments.train_dir or arguments.train_file).resolve().name
+
+
+def build_model(arguments: argparse.Namespace, class_names: Sequence[str]):
+    """The model that the flags of a training ask for, for these classes, and its processor."""
+    model = load_model(
+        class_names,
+        model_name_or_path=arguments.model_name_or_path,
+        config_name=arguments.config_name,
+        from_image=arguments.from_image,
+        sttm_keep_ratio=arguments.sttm_keep_ratio,
+        config_overrides=config_overrides(arguments),
+        attn_implementation=arguments.attn_implementation,
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    check_model(model)
+    source = arguments.model_name_or_path or arguments.config_name
+    return model, load_processor(source, model.config, processor_overrides(arguments))
