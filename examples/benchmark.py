@@ -14,7 +14,6 @@ import functools
 import importlib
 import importlib.util
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -60,6 +59,7 @@ from hf_tps import (
     add_temporal_shift,
     add_token_merging,
 )
+from hf_tps.training.results import write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MATRIX_SIZE = 2048  # of the square matrix product that stands for what the machine can do
@@ -476,9 +476,7 @@ def write_results(rows: list[Row], arguments: argparse.Namespace) -> None:
         "machine": machine(arguments.device),
         "rows": [asdict(row) for row in rows],
     }
-    unfinished = arguments.output_dir / ".results.json"
-    unfinished.write_text(json.dumps(results, indent=1) + "\n")
-    unfinished.replace(arguments.output_dir / "results.json")
+    write_json(arguments.output_dir / "results.json", results)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

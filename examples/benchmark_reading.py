@@ -10,7 +10,6 @@ share of frames that must be decoded: a full read's over those from the nearest 
 
 import argparse
 import bisect
-import json
 import os
 import resource
 import statistics
@@ -26,6 +25,7 @@ from transformers import VideoMAEImageProcessorPil
 from transformers.video_utils import load_video
 
 from hf_tps import TPSVideoProcessor
+from hf_tps.training.results import write_json
 from hf_tps.video_reading import read_video
 
 HEIGHT, WIDTH, RATE = 360, 640, 30
@@ -167,10 +167,8 @@ def main(argv: list[str] | None = None) -> int:
             write_video(path, seconds, keyframe_interval)
         for num_frames in tqdm(arguments.num_frames, desc=name, unit="setting", disable=None):
             rows.append(measure(path, num_frames, arguments.repeats or repeats))
-    text = json.dumps({"rows": rows, "av": av.__version__, "cores": os.cpu_count()}, indent=2)
-    begun = arguments.output_dir / "results.json.part"
-    begun.write_text(text + "\n")
-    os.replace(begun, arguments.output_dir / "results.json")
+    results = {"rows": rows, "av": av.__version__, "cores": os.cpu_count()}
+    write_json(arguments.output_dir / "results.json", results)
     print(table(rows))
     return 0
 

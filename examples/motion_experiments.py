@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForVideoClassification, PreTrained
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 import hf_tps  # noqa: F401  (registers its models with the Auto classes)
+from hf_tps.training.results import write_json
 from hf_tps.video_reading import read_video
 
 EXAMPLES = Path(__file__).resolve().parent
@@ -283,13 +284,6 @@ def figures_of(row: Row, time_off: bool, seed: int, benchmark: Benchmark, folder
     }
 
 
-def save_results(path: Path, results: list[dict]) -> None:
-    """Write the figures, whole or not at all."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps(results, indent=2) + "\n")
-    os.replace(temporary, path)
-
-
 def load_results(path: Path) -> list[dict]:
     return json.loads(path.read_text()) if path.is_file() else []
 
@@ -331,7 +325,7 @@ def run_rows(
                 row, time_off, seed, folder = running[training]
                 figures = figures_of(row, time_off, seed, benchmark, folder)
                 results.append({**figures, "training_seconds": seconds})
-                save_results(path, results)
+                write_json(path, results)
                 progress.write(json.dumps({n: round(v, 1) if isinstance(v, float) else v for n, v in figures.items()}))
         except BaseException:
             pool.shutdown(cancel_futures=True)
