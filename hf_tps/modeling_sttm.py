@@ -222,9 +222,8 @@ class STTMModel(STTMPreTrainedModel):
 
     def __init__(self, config: STTMConfig):
         super().__init__(config)
-        config.validate_architecture()
+        plan = config.validate_architecture()
         self.backbone, self.pooler = build_backbone(config.backbone_config)
-        plan = config.merge_plan()
         self.sttm_stages = nn.ModuleList(STTMStage(config) for _ in plan.merge_layers if config.learned)
         self.merging = plug_merging(self, plan, self.sttm_stages or None)
         self.post_init()

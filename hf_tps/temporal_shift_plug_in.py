@@ -38,6 +38,7 @@ from .temporal_shift import (
     resolve_patch_shift_pattern,
     token_shift,
 )
+from .video_layers import pair
 
 
 class ImageTransformer(NamedTuple):
@@ -215,11 +216,6 @@ def patch_grid(image_size: Sequence[int], patch_size: Sequence[int], padded: boo
         -(-side // patch) if padded else side // patch for side, patch in zip(image_size, patch_size, strict=True)
     )
     return rows, columns
-
-
-def pair(size: int | Iterable[int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
 
 
 def check_at_least(name: str, value: int, least: int):

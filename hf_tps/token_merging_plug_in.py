@@ -25,7 +25,7 @@ need whole maps.
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ from .token_merging import (
     size_weighted_mean,
     start_merging,
 )
-from .video_layers import eager_attention_forward
+from .video_layers import eager_attention_forward, pair
 
 MERGE_POINT = "after_block"
 # The cut that STTM reports at similar accuracy; `keep_ratio=None` aims at it.
@@ -364,11 +364,6 @@ def family_of_config(config) -> VideoTransformer:
     raise ValueError(f"Tokens of a {config.model_type!r} model cannot be merged here.{why} Known are: {known}.")
 
 
-def pair(size: int | Iterable[int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
-
-
 def intermediate_size(config) -> int:
     size = getattr(config, "intermediate_size", None)
     return int(config.mlp_ratio * config.hidden_size) if size is None else size
@@ -570,14 +565,11 @@ class SizeAwareConfig(View):
     @property
     def _attn_implementation(self) -> str:
         implementation = self._target._attn_implementation or "eager"
-        return size_aware_name(implementation) if self.sees_sizes() else implementation
+        sees_sizes = self.merging.sees_sizes(self.stage, self.strength())
+        return size_aware_name(implementation) if sees_sizes else implementation
 
     def strength(self) -> float | torch.Tensor:
         return self.merging.strength(self.stage) if self.size_weight is None else self.size_weight
-
-    def sees_sizes(self) -> bool:
-        strength = self.strength()
-        return self.merging.has_merged(self.stage) and (isinstance(strength, torch.Tensor) or strength != 0)
 
 
 def size_aware_name(implementation: str) -> str:
@@ -713,6 +705,10 @@ class TokenMerging:
         learned = self.learned[stage - 1]
         return self.plan.size_weight if learned is None or learned.size_weight is None else learned.size_weight
 
+    def sees_sizes(self, stage: int, strength: float | torch.Tensor) -> bool:
+        """Whether sizes change the attention behind `stage` merges; a strength that is learned always may."""
+        return self.has_merged(stage) and (isinstance(strength, torch.Tensor) or strength != 0)
+
     def key_sizes(self, stage: int, key: torch.Tensor) -> torch.Tensor:
         return self.family.key_sizes(self.state_at(stage, key.device), key)
 
@@ -818,12 +814,11 @@ class TokenMerging:
     def weigh_probabilities(self, stage: int, module: nn.Module, args: tuple) -> tuple | None:
         """Before the dropout of attention weights (groups, heads, queries, keys): as if each key stood there `size` times."""
         strength = self.strength(stage)
-        if not self.has_merged(stage) or (not isinstance(strength, torch.Tensor) and strength == 0):
+        if not self.sees_sizes(stage, strength):
             return None
         probabilities = args[0]
-        state = self.state_at(stage, probabilities.device)
         # key_sizes reads the number of groups and keys from the shape of keys
-        sizes = self.family.key_sizes(state, probabilities.transpose(-1, -2))
+        sizes = self.key_sizes(stage, probabilities.transpose(-1, -2))
         weighed = probabilities * (sizes**strength)[:, None, None]
         return (weighed / weighed.sum(dim=-1, keepdim=True)).to(probabilities.dtype), *args[1:]
 

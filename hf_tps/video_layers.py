@@ -1,11 +1,17 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
 """Small layers that every family uses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
+
+
+def pair(size: int | Iterable[int]) -> tuple[int, int]:
+    """Height and width, given as both or as one number."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 class DropPath(nn.Module):
