@@ -85,8 +85,7 @@ PIECE_ELEMENTS = 2**21
 
 def in_pieces(function: Callable, row_elements: int, *tensors: torch.Tensor) -> torch.Tensor:
     """
-    `function(*tensors)` for a function that treats every row (first axis) alone; on a CPU without gradients, some rows at a
-    time.
+    `function(*tensors)` for a function that treats every row (first axis) alone; on a CPU some rows at a time.
 
     Then the wide tensors inside the function stay in the cache and in memory that the process owns already: one of more
     than 32 MB is asked from the operating system and given back at every call, which took half of the time of a large MLP.
@@ -97,39 +96,35 @@ def in_pieces(function: Callable, row_elements: int, *tensors: torch.Tensor) -> 
         tensors: the first has all rows; another may have fewer, which are then repeated from its first row on.
     """
     rows = tensors[0].shape[0]
-    whole = torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if whole or tensors[0].device.type != "cpu":
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or tensors[0].device.type != "cpu":
         return function(*(tensor.expand(rows // tensor.shape[0], *tensor.shape).flatten(0, 1) for tensor in tensors))
     tensors = [tensor.expand(rows, *tensor.shape[1:]) if tensor.shape[0] == 1 else tensor for tensor in tensors]
     period, piece = min(tensor.shape[0] for tensor in tensors), max(1, PIECE_ELEMENTS // row_elements)
-    output = None
-    for first in range(0, rows, period):
-        for start in range(0, period, piece):
-            end = min(start + piece, period)
-            part = function(
-                *(
-                    tensor[start:end] if tensor.shape[0] == period else tensor[first + start : first + end]
-                    for tensor in tensors
-                )
-            )
-            if part.shape[0] == rows:
-                return part
-            if output is None:
-                output = part.new_empty(rows, *part.shape[1:])
-            output[first + start : first + end] = part
+    lengths = [min(piece, period - start) for start in range(0, period, piece)]
+    if len(lengths) == 1 and period == rows:
+        return function(*tensors)
+    parts = map(
+        function,
+        *(tensor.split(lengths * (tensor.shape[0] // period)) * (rows // tensor.shape[0]) for tensor in tensors),
+    )
+    if torch.is_grad_enabled():
+        return torch.cat(list(parts))
+    output, end = None, 0
+    for part in parts:
+        if output is None:
+            output = part.new_empty(rows, *part.shape[1:])
+        start, end = end, end + part.shape[0]
+        output[start:end] = part
     return output
 
 
 def feed_forward(block: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     """The second half of a pre-norm block with `norm2`, `mlp` and `drop_path`: (..., channels) to the same."""
-
-    def add_branch(tokens: torch.Tensor) -> torch.Tensor:
-        return tokens + block.drop_path(block.mlp(block.norm2(tokens)))
-
-    if block.training:  # stochastic depth drops whole samples
-        return add_branch(hidden_states)
-    tokens = in_pieces(add_branch, block.mlp.fc1.out_features, hidden_states.flatten(0, -2))
-    return tokens.view(hidden_states.shape)
+    tokens, width = hidden_states.flatten(0, -2), block.mlp.fc1.out_features
+    if block.training and block.drop_path.rate:  # stochastic depth drops whole samples
+        branch = in_pieces(lambda rows: block.mlp(block.norm2(rows)), width, tokens).view(hidden_states.shape)
+        return hidden_states + block.drop_path(branch)
+    return in_pieces(lambda rows: rows + block.mlp(block.norm2(rows)), width, tokens).view(hidden_states.shape)
 
 
 def eager_attention_forward(
