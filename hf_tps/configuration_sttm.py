@@ -7,6 +7,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_laps import LAPSConfig
 from .configuration_xvit import XViTConfig
+from .token_merging import BASELINES
 from .token_merging_plug_in import MERGE_POINT, MergePlan, family_of_config, plan_merging
 
 # Backbones of this package, by name here: a folder of STTM opens also where nothing is registered with the Auto classes.
@@ -36,8 +37,8 @@ class STTMConfig(PreTrainedConfig):
             Where a block's tokens merge; so far there is this place alone.
         method (`str`, *optional*):
             "match" merges the most similar tokens in space, then in time; "tube" gives all frames the same merges. None: the
-            one that fits the backbone. "pool" puts all tokens into global meta tokens, once, and needs training. "tome" and
-            "drop" are baselines.
+            one that fits the backbone. "pool" puts all tokens into global meta tokens, once, and needs training. "tome",
+            "random" and "drop" are baselines.
         temporal_share (`float`, defaults to 0.5):
             Share of the merges of "match" that join frames.
         merges_per_stage (`int`, *optional*):
@@ -150,7 +151,7 @@ class STTMConfig(PreTrainedConfig):
                 f"learned={soft} has no gradient with top_q=1, where each token goes whole into one receiver: give top_q of at "
                 "least 2 (4 is meant for training)."
             )
-        if self.learned and plan.method in ("tome", "drop"):
+        if self.learned and plan.method in BASELINES:
             raise ValueError(f"method={plan.method!r} is a baseline and learns nothing: learned must be empty.")
         if plan.method == "pool" and set(self.learned) - {"metric", "motion", "size_weight"}:
             raise ValueError("method='pool' can learn 'metric', 'motion' and 'size_weight'.")

@@ -153,7 +153,7 @@ def merge_budgets(
 
 def constant_budgets(num_tokens: int, merges: int, num_stages: int) -> tuple[MergeBudget, ...]:
     """
-    The same number of merges in every stage, without temporal groups: what the baselines "tome" and "drop" are run with.
+    The same number of merges in every stage, without temporal groups: what the baselines are run with.
 
     Raises:
         ValueError: where a stage would merge more than half of its tokens.
@@ -628,6 +628,17 @@ def merge_alternate(state: MergeState, metric: torch.Tensor, budget: MergeBudget
     return _aggregate_state(state._replace(groups=1), state.sizes, assignment)[0]
 
 
+def merge_at_random(
+    state: MergeState, metric: torch.Tensor, budget: MergeBudget, generator: torch.Generator | None = None
+) -> MergeState:
+    """
+    Baseline: pairs as in `merge_alternate`, between tokens that chance calls similar, drawn anew for every clip. It shows
+    what the search for similar tokens is worth. `metric` gives its shape alone.
+    """
+    chance = torch.randn(metric.shape, generator=generator, device=metric.device, dtype=state.sizes.dtype)
+    return merge_alternate(state, chance, budget)
+
+
 def drop_at_random(state: MergeState, budget: MergeBudget, generator: torch.Generator | None = None) -> MergeState:
     """
     Baseline: as many tokens as the budget merges are thrown away, chosen anew for every clip. What merging has to beat.
@@ -656,7 +667,9 @@ def drop_at_random(state: MergeState, budget: MergeBudget, generator: torch.Gene
     )
 
 
-MERGE_METHODS = ("match", "tube", "pool", "tome", "drop")
+# To compare with, at equal cost: they need a budget's lengths alone, and learn nothing.
+BASELINES = ("tome", "random", "drop")
+MERGE_METHODS = ("match", "tube", "pool", *BASELINES)
 
 
 def merge_tokens(
@@ -669,7 +682,7 @@ def merge_tokens(
     generator: torch.Generator | None = None,
 ) -> MergeState:
     """
-    The one door to every way of having fewer tokens: STTM's "match", "tube" and "pool", the baselines "tome" and "drop".
+    The one door to every way of having fewer tokens: STTM's "match", "tube" and "pool", and the BASELINES.
 
     The baselines read nothing of a budget but its lengths, so one budget compares all of them at equal cost.
 
@@ -688,6 +701,8 @@ def merge_tokens(
         return merge_pool(state, metric, budget, settings)
     if method == "tome":
         return merge_alternate(state, metric, budget)
+    if method == "random":
+        return merge_at_random(state, metric, budget, generator)
     return drop_at_random(state, budget, generator)
 
 

@@ -35,6 +35,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .leap_attention import leap_order
 from .token_merging import (
+    BASELINES,
     MERGE_METHODS,
     MergeBudget,
     MergeSettings,
@@ -459,8 +460,8 @@ def plan_merging(
             )
     elif pool_windows is not None:
         raise ValueError(f"pool_windows is a setting of method='pool', not of {method!r}.")
-    if merges_per_stage is not None and (method not in ("tome", "drop") or keep_ratio is not None):
-        raise ValueError("merges_per_stage is for method='tome' and 'drop', in place of keep_ratio.")
+    if merges_per_stage is not None and (method not in BASELINES or keep_ratio is not None):
+        raise ValueError(f"merges_per_stage is for the methods {BASELINES}, in place of keep_ratio.")
     if keep_ratio is not None and not 0 < keep_ratio <= 1:
         raise ValueError(f"keep_ratio is the share of tokens that stay at each stage, in (0, 1]; got {keep_ratio}.")
     if not 0 <= temporal_share <= 1:
@@ -894,9 +895,9 @@ def add_token_merging(model: nn.Module, keep_ratio: float | None = None, **setti
             quarters of them, (3, 6, 9) of 12.
         merge_point: "after_block".
         method: "match" or "tube" (None: what fits the model, see the head of this file); "pool" (one stage, made to be
-            trained); "tome" and "drop", the baselines. A model with frames in its batch, and TimeSformer, has "tube" alone.
+            trained); "tome", "random" and "drop", the baselines. A model with frames in its batch, and TimeSformer, has "tube" alone.
         temporal_share: share of the merges between frames, in [0, 1]; of "match". Frames pair while their number is even.
-        merges_per_stage: of "tome" and "drop", in place of keep_ratio: the same number after each of `merge_layers`.
+        merges_per_stage: of the baselines, in place of keep_ratio: the same number after each of `merge_layers`.
         size_weight: alpha; attention logits get alpha * log(size of the key). None: the family's.
         pool_windows, top_q, temperature, meta_weight, meta_grid, meta_rounds, meta_temperature: see `MergeSettings` and
             `merge_pool`.

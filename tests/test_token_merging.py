@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from hf_tps.token_merging import (
+    BASELINES,
     TRAINING_FREE,
     MergeSettings,
     MergeState,
@@ -341,7 +342,7 @@ def test_groups_that_cannot_be_paired_spend_all_merges_in_space(groups):
     assert torch.equal(merged.positions[..., 0], frames.expand(2, -1))  # nothing left its frame
 
 
-@pytest.mark.parametrize("method", ["match", "tube", "pool", "tome", "drop"])
+@pytest.mark.parametrize("method", ["match", "tube", "pool", "tome", "random", "drop"])
 def test_lengths_and_groups_are_those_of_the_budget_whatever_the_content(method):
     state, metric = random_clip()
     budget = merge_budget(LENGTH, 4, 0.7, pair_groups=method != "tube")
@@ -354,11 +355,11 @@ def test_lengths_and_groups_are_those_of_the_budget_whatever_the_content(method)
         assert part.shape == other.shape
     assert merged.tokens.shape == (2, budget.length_out, 5)
     assert merged.sizes.shape == (2, budget.length_out)
-    assert merged.groups == (1 if method in ("tome", "drop") else budget.groups_out)
+    assert merged.groups == (1 if method in BASELINES else budget.groups_out)
     assert not any(part.isnan().any() for part in same[:4])
 
 
-@pytest.mark.parametrize("method", ["match", "tube", "tome", "drop"])
+@pytest.mark.parametrize("method", ["match", "tube", "tome", "random", "drop"])
 def test_keep_everything_leaves_every_bit(method):
     state, metric = random_clip(dtype=torch.bfloat16)
     merged = merge_tokens(state, metric, merge_budget(LENGTH, 4, 1.0), SOFT, method)
@@ -373,7 +374,7 @@ def test_keep_everything_leaves_every_bit(method):
 
 @pytest.mark.parametrize("temporal_share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("settings", [MergeSettings(), SOFT], ids=["hard", "soft"])
-@pytest.mark.parametrize("method", ["match", "tube", "tome"])
+@pytest.mark.parametrize("method", ["match", "tube", "tome", "random"])
 def test_mass_and_first_moments_are_conserved(method, settings, temporal_share):
     state, metric = random_clip()
     budgets = merge_budgets(LENGTH, 4, 0.72, 2, temporal_share, pair_groups=method != "tube")
@@ -382,7 +383,7 @@ def test_mass_and_first_moments_are_conserved(method, settings, temporal_share):
     torch.testing.assert_close(size_weighted_mean(merged.tokens, merged.sizes), state.tokens.mean(1))
     torch.testing.assert_close(size_weighted_mean(merged.positions, merged.sizes), state.positions.mean(1))
     assert merged.sizes.min() >= 1 - 1e-9
-    if settings.top_q == 1 or method == "tome":
+    if settings.top_q == 1 or method in BASELINES:
         counts = torch.stack([source.bincount(minlength=merged.sizes.shape[1]) for source in merged.source])
         assert torch.equal(counts.double(), merged.sizes)
     assert merged.source.min() >= 0
@@ -456,6 +457,19 @@ def test_dropped_tokens_come_back_as_zeros_and_the_generator_decides():
     assert gone.sum(1).tolist() == [40, 40]
     assert (back[gone] == 0).all()
     assert torch.equal(back[~gone], state.tokens[~gone])
+
+
+def test_random_pairs_come_from_the_generator_and_not_from_the_metric():
+    state, metric = random_clip()
+    budget = merge_budget(LENGTH, 4, 0.7)
+
+    def sources(metric: torch.Tensor, seed: int) -> torch.Tensor:
+        return merge_tokens(
+            state, metric, budget, method="random", generator=torch.Generator().manual_seed(seed)
+        ).source
+
+    assert torch.equal(sources(metric, 1), sources(metric.flip(1), 1))
+    assert not torch.equal(sources(metric, 1), sources(metric, 2))
 
 
 # --- lossless merging: sizes in attention and in the mean ---

@@ -193,7 +193,7 @@ def test_a_plain_mean_of_merged_tokens_would_lose_something():  # (5)
     assert (logits(model, clip) - before).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("method", ["pool", "tome", "drop"])
+@pytest.mark.parametrize("method", ["pool", "tome", "random", "drop"])
 @pytest.mark.parametrize("name", JOINT)
 def test_the_other_methods_run_behind_the_same_door(name, method):
     model, clip = video_transformers.build(name), video_transformers.clip(name)
@@ -201,6 +201,7 @@ def test_the_other_methods_run_behind_the_same_door(name, method):
     settings = {
         "pool": {"merge_layers": [2], "meta_grid": (1, 2, 4), "pool_windows": 2},
         "tome": {"merges_per_stage": 9, "merge_layers": [1, 2, 3, 4]},
+        "random": {"keep_ratio": 0.75},
         "drop": {"keep_ratio": 0.75},
     }[method]
     add_token_merging(model, method=method, **settings)
@@ -208,7 +209,9 @@ def test_the_other_methods_run_behind_the_same_door(name, method):
     assert after.logits.isfinite().all()
     assert (after.logits - before).abs().max() > 1e-4
     prefix = merging_of(model).family.prefix_tokens
-    assert after.hidden_states[-1].shape[1] - prefix == {"pool": 16, "tome": 64 - 4 * 9, "drop": 27}[method]
+    assert (
+        after.hidden_states[-1].shape[1] - prefix == {"pool": 16, "tome": 64 - 4 * 9, "random": 27, "drop": 27}[method]
+    )
 
 
 # --- families ---
@@ -420,7 +423,7 @@ BAD_SETTINGS = {
     "layer that does not exist": ({"merge_layers": [2, 9]}, r"from 1 to 4 here; got \[9\]"),
     "layers out of order": ({"merge_layers": [3, 2]}, r"rising order"),
     "no layers": ({"merge_layers": []}, r"rising order"),
-    "unknown method": ({"method": "glue"}, r"give one of \('match', 'pool', 'tome', 'drop'\)"),
+    "unknown method": ({"method": "glue"}, r"give one of \('match', 'pool', 'tome', 'random', 'drop'\)"),
     "tube on joint attention": ({"method": "tube"}, r"cannot merge the tokens of a videomae"),
     "another merge point": ({"merge_point": "before_block"}, r"merge_point is 'after_block'"),
     "share": ({"temporal_share": 1.5}, r"temporal_share"),
@@ -429,7 +432,7 @@ BAD_SETTINGS = {
     "pool without windows": ({"method": "pool", "merge_layers": [2]}, r"give pool_windows"),
     "pool twice": ({"method": "pool", "pool_windows": 2}, r"merges once"),
     "windows of match": ({"pool_windows": 2}, r"setting of method='pool'"),
-    "constant merges of match": ({"merges_per_stage": 9}, r"for method='tome' and 'drop'"),
+    "constant merges of match": ({"merges_per_stage": 9}, r"is for the methods"),
     "meta tokens finer than tokens": ({"meta_weight": 0.1, "meta_grid": (2, 8, 8)}, r"does not fit the \(4, 4, 4\) grid"),
 }  # fmt: skip
 
