@@ -79,8 +79,8 @@ class PreparedModule(nn.Module):
         return super()._apply(*args, **kwargs)
 
 
-# Floats of the widest tensor inside a piece: large enough for full-speed matrix products, small enough for the cache.
-PIECE_ELEMENTS = 2**21
+# Bytes of the widest tensor inside a piece: large enough for full-speed matrix products, small enough for the cache.
+PIECE_BYTES = 2**23
 
 
 def in_pieces(function: Callable, row_elements: int, *tensors: torch.Tensor) -> torch.Tensor:
@@ -99,7 +99,8 @@ def in_pieces(function: Callable, row_elements: int, *tensors: torch.Tensor) -> 
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or tensors[0].device.type != "cpu":
         return function(*(tensor.expand(rows // tensor.shape[0], *tensor.shape).flatten(0, 1) for tensor in tensors))
     tensors = [tensor.expand(rows, *tensor.shape[1:]) if tensor.shape[0] == 1 else tensor for tensor in tensors]
-    period, piece = min(tensor.shape[0] for tensor in tensors), max(1, PIECE_ELEMENTS // row_elements)
+    period = min(tensor.shape[0] for tensor in tensors)
+    piece = max(1, PIECE_BYTES // (row_elements * tensors[0].element_size()))
     lengths = [min(piece, period - start) for start in range(0, period, piece)]
     if len(lengths) == 1 and period == rows:
         return function(*tensors)

@@ -19,7 +19,7 @@ def assert_equal_up_to_rounding(actual: torch.Tensor, expected: torch.Tensor):
 @pytest.fixture
 def pieces(monkeypatch) -> list[int]:
     """Makes pieces so small that micro models need many; lists how many rows each call of the function took."""
-    monkeypatch.setattr(video_layers, "PIECE_ELEMENTS", 500)
+    monkeypatch.setattr(video_layers, "PIECE_BYTES", 2000)
     rows, add = [], torch.nn.LayerNorm.forward
 
     def counting(self, tokens):
@@ -32,11 +32,11 @@ def pieces(monkeypatch) -> list[int]:
 
 def as_a_whole():
     """A context in which everything fits into one piece."""
-    return mock.patch.object(video_layers, "PIECE_ELEMENTS", 2**40)
+    return mock.patch.object(video_layers, "PIECE_BYTES", 2**40)
 
 
-def test_rows_are_cut_into_pieces_that_hold_the_given_number_of_elements(monkeypatch):
-    monkeypatch.setattr(video_layers, "PIECE_ELEMENTS", 12)
+def test_rows_are_cut_into_pieces_of_the_given_size(monkeypatch):
+    monkeypatch.setattr(video_layers, "PIECE_BYTES", 48)
     seen = []
 
     def double(rows, others):
@@ -48,7 +48,9 @@ def test_rows_are_cut_into_pieces_that_hold_the_given_number_of_elements(monkeyp
         assert torch.equal(video_layers.in_pieces(double, 4, rows, others), 2 * rows + others)
         assert seen == [3, 3, 2]
         video_layers.in_pieces(double, 100, rows, others)
-    assert seen[3:] == [1] * 8, "a row that is too large by itself is one piece"
+        assert seen[3:] == [1] * 8, "a row that is too large by itself is one piece"
+        video_layers.in_pieces(double, 4, rows.bfloat16(), others.bfloat16())
+    assert seen[11:] == [6, 2], "half the bytes, twice the rows"
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -91,7 +93,7 @@ def test_gradients_in_pieces_equal_those_as_a_whole(family, fields, pieces):
 
 @pytest.mark.parametrize("bias_rows", [1, 4, 8])
 def test_a_tensor_of_fewer_rows_is_repeated(bias_rows, monkeypatch):
-    monkeypatch.setattr(video_layers, "PIECE_ELEMENTS", 3)
+    monkeypatch.setattr(video_layers, "PIECE_BYTES", 12)
     rows, bias = torch.randn(8, 5), torch.randn(bias_rows, 5, requires_grad=True)
     weights = torch.randn(8, 5)
     output = video_layers.in_pieces(torch.add, 1, rows, bias)
