@@ -16,7 +16,15 @@ from make_motion_dataset import MotionSettings, motion_clip, sprite_poses
 from motion_experiments import cpu_multiplies_bfloat16
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import ViTConfig, ViTForImageClassification, get_cosine_schedule_with_warmup
+from transformers import (
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+    VivitConfig,
+    VivitModel,
+    get_cosine_schedule_with_warmup,
+)
 
 CELLS = 8  # along each side: where the sprite is
 TURNS = 8  # parts of a full turn: where its light end points
@@ -85,10 +93,46 @@ def train_image_start(
             (logits(pictures)[:, : CELLS**2].argmax(-1) == wanted).float().mean().item()
             for pictures, wanted in zip(frames[learnt:, 0].split(100), cells[learnt:, 0].split(100), strict=True)
         ]
+    save_whole(model, folder)
+    accuracy = float(np.mean(right))
+    print(f"image model: {accuracy:.1%} of the stills in the right one of {CELLS**2} cells", file=sys.stderr)
+    return accuracy
+
+
+def inflate_to_vivit(image_model: Path, folder: Path, num_frames: int, tubelet_size: int, seed: int = 0) -> None:
+    """
+    Save a ViViT (attention among all tokens of the clip) made of a ViT, as its paper starts (arXiv 2103.15691, section 3.4):
+    the kernel of the patches on one frame of a tubelet ("central frame"), the positions repeated over time.
+
+    Each point in time also gets a vector of its own at random. With equal positions the order of the frames would mean
+    nothing at the start.
+    """
+    image = ViTModel.from_pretrained(image_model, add_pooling_layer=False)
+    sizes = ("image_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+    config = VivitConfig(
+        **{name: getattr(image.config, name) for name in (*sizes, "layer_norm_eps", "initializer_range")},
+        num_frames=num_frames,
+        tubelet_size=[tubelet_size, image.config.patch_size, image.config.patch_size],
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    weights = image.state_dict()
+    kernel = weights["embeddings.patch_embeddings.projection.weight"]
+    inflated = kernel.new_zeros(*kernel.shape[:2], tubelet_size, *kernel.shape[2:])
+    inflated[:, :, (tubelet_size - 1) // 2] = kernel
+    weights["embeddings.patch_embeddings.projection.weight"] = inflated
+    positions, times = weights["embeddings.position_embeddings"], num_frames // tubelet_size
+    moments = 0.3 * torch.randn(1, times, 1, config.hidden_size, generator=torch.Generator().manual_seed(seed))
+    patches = (positions[:, None, 1:] + moments).flatten(1, 2)
+    weights["embeddings.position_embeddings"] = torch.cat((positions[:, :1], patches), dim=1)
+    video = VivitModel(config, add_pooling_layer=False)
+    video.load_state_dict(weights)
+    save_whole(video, folder)
+
+
+def save_whole(model: PreTrainedModel, folder: Path) -> None:
+    """`save_pretrained` into a folder that appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
         model.save_pretrained(Path(partial) / "model")
         os.replace(Path(partial) / "model", folder)
-    accuracy = float(np.mean(right))
-    print(f"image model: {accuracy:.1%} of the stills in the right one of {CELLS**2} cells", file=sys.stderr)
-    return accuracy

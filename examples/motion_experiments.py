@@ -79,8 +79,9 @@ class Row:
     recipe: Recipe
     # the fields of the same network with time switched off; None: there is no such twin
     off: dict | None = None
-    # begins with the weights of the image model; `fields` are then those that it does not tell. Else: random weights
-    from_image: bool = False
+    # What it begins with. None: random weights. "image": the image model; `fields` are then those that it does not tell.
+    # "vivit": a ViViT made of it, as it is
+    start: str | None = None
     image_size: int = 32
 
 
@@ -129,7 +130,7 @@ def prepare_benchmark(folder: Path, settings: MotionSettings, clips: dict[str, i
 
 
 def fine_tune(
-    row: Row, time_off: bool, benchmark: Benchmark, image_start: Path | None, output: Path, seed: int, threads: int
+    row: Row, time_off: bool, benchmark: Benchmark, starts: dict[str, Path], output: Path, seed: int, threads: int
 ) -> float:
     """
     Train with `accelerate launch examples/finetune.py`, as a user does; the model lies in `output` afterwards, with what the
@@ -146,10 +147,12 @@ def fine_tune(
     fields = {"num_frames": benchmark.num_frames, **row.fields, **((row.off or {}) if time_off else {})}
     steps = recipe.epochs * (benchmark.description["clips"]["train"] // recipe.batch_size)
     with tempfile.TemporaryDirectory() as scratch:
-        if row.from_image:
+        if row.start == "vivit":
+            start = ("--model_name_or_path", starts["vivit"])
+        elif row.start == "image":
             family = {"video_shift": "shift"}.get(row.model_type, row.model_type)
             overrides = ",".join(f"{name}={json.dumps(value)}" for name, value in fields.items())
-            start = ("--model_name_or_path", image_start, "--from_image", family, "--config_overrides", overrides)
+            start = ("--model_name_or_path", starts["image"], "--from_image", family, "--config_overrides", overrides)
         else:
             AutoConfig.for_model(row.model_type, **fields).save_pretrained(scratch)
             start = ("--config_name", scratch)
@@ -298,13 +301,14 @@ def run_rows(
     output_dir: Path,
     seeds: Sequence[int],
     at_once: int = 1,
-    image_start: Path | None = None,
+    starts: dict[str, Path] | None = None,
 ) -> list[dict]:
     """
     Train and test what results.json does not hold yet; a run that was broken off goes on where it was.
 
     Args:
         jobs: rows, with time on or off.
+        starts: folders of the models that rows begin with, see `Row.start`.
         at_once: models that train at the same time, sharing the cores.
     """
     path = output_dir / "results.json"
@@ -316,7 +320,7 @@ def run_rows(
         running = {}
         for row, time_off, seed in todo:
             folder = model_folder(output_dir, row.name, seed, time_off)
-            training = pool.submit(fine_tune, row, time_off, benchmark, image_start, folder, seed, threads)
+            training = pool.submit(fine_tune, row, time_off, benchmark, starts or {}, folder, seed, threads)
             running[training] = (row, time_off, seed, folder)
         progress = tqdm(as_completed(running), total=len(running), desc="models", unit="model", disable=None)
         try:

@@ -6,8 +6,16 @@ import motion_experiments as experiments
 import numpy as np
 import pytest
 import torch
+from image_start import inflate_to_vivit, still_pictures, train_image_start
 from make_motion_dataset import CLASSES, MotionSettings, opposite_class, sprite_poses, write_dataset
-from transformers import AutoConfig, AutoModelForVideoClassification, ViTConfig, ViTForImageClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForVideoClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTModel,
+    VivitModel,
+)
 
 import hf_tps
 
@@ -23,7 +31,7 @@ def image_model(tmp_path_factory):
 
 def model_of(row, time_off, image_model):
     fields = {"num_frames": 8, "num_labels": 12, **row.fields, **(row.off if time_off else {})}
-    if row.from_image:
+    if row.start == "image":
         model = CLASSIFIERS[row.model_type].from_image_pretrained(image_model, **fields)
     else:
         model = AutoModelForVideoClassification.from_config(AutoConfig.for_model(row.model_type, **fields))
@@ -107,8 +115,6 @@ def test_a_benchmark_with_other_settings_is_refused(tmp_path):
 
 
 def test_the_image_start_learns_from_stills_and_opens_as_an_image_model(tmp_path):
-    from image_start import still_pictures, train_image_start
-
     settings = MotionSettings(num_frames=2)
     frames, cells, turns = still_pictures(settings, 0, 12)
     assert frames.shape == (12, 2, 3, 32, 32)
@@ -121,6 +127,18 @@ def test_the_image_start_learns_from_stills_and_opens_as_an_image_model(tmp_path
     assert 0 <= accuracy <= 1
     model = hf_tps.XViTForVideoClassification.from_image_pretrained(tmp_path / "image", num_frames=2)
     assert model.config.hidden_size == 16
+
+
+def test_the_vivit_start_embeds_one_frame_of_each_tubelet_as_the_image_model_does(image_model, tmp_path):
+    inflate_to_vivit(image_model, tmp_path / "vivit", num_frames=4, tubelet_size=2)
+    video = VivitModel.from_pretrained(tmp_path / "vivit", add_pooling_layer=False).eval()
+    image = ViTModel.from_pretrained(image_model, add_pooling_layer=False).eval()
+    clip = torch.randn(1, 4, 3, 32, 32)
+    with torch.no_grad():
+        patches = video.embeddings.patch_embeddings(clip).unflatten(1, (2, 64))[0]
+        torch.testing.assert_close(patches, image.embeddings.patch_embeddings(clip[0, ::2]))
+        answers = [video(pixel_values=frames).last_hidden_state[:, 0] for frames in (clip, clip.flip(1))]
+    assert (answers[0] - answers[1]).abs().max() > 1e-3, "the order of the frames means nothing"
 
 
 def test_the_tables_show_means_and_mark_what_misses_its_target():
