@@ -122,16 +122,17 @@ ROWS = (
 MERGING_ROW = "vivit"
 TOME = "most similar pairs, blind for frames and places (ToMe's way)"
 RANDOM = ("random", "drop")  # methods
-MERGING = (
-    ("untouched", {"keep_ratio": 1.0}),
+MERGING_WAYS = (
     ("STTM", {}),
+    ("STTM, in space alone", {"temporal_share": 0.0}),
     (TOME, {"method": "tome"}),
     ("random pairs", {"method": "random"}),
     ("random drop", {"method": "drop"}),
-    ("STTM, keep 0.5", {"keep_ratio": 0.5}),
-    (f"{TOME}, keep 0.5", {"method": "tome", "keep_ratio": 0.5}),
-    ("random pairs, keep 0.5", {"method": "random", "keep_ratio": 0.5}),
-    ("random drop, keep 0.5", {"method": "drop", "keep_ratio": 0.5}),
+)
+MERGING = (
+    ("untouched", {"keep_ratio": 1.0}),
+    *MERGING_WAYS,
+    *((f"{title}, keep 0.5", {**settings, "keep_ratio": 0.5}) for title, settings in MERGING_WAYS),
 )
 RANDOM_SEEDS = 3
 
