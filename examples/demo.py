@@ -62,6 +62,7 @@ def train(config: str, videos: str, model: str) -> None:
         *("--train_dir", f"{videos}/train", "--validation_dir", f"{videos}/validation"),
         *("--cache_frames", f"{videos}/cache", "--no_augmentation", "--checkpointing_steps", "no"),
         *("--crop_size", "32", "--short_side", "32", "--image_mean", *["0.5"] * 3, "--image_std", *["1"] * 3),
+        *("--sampling", "dense", "--frame_interval", "1"),  # all frames of a clip
         *("--num_train_epochs", str(EPOCHS), "--per_device_train_batch_size", "32"),
         *("--learning_rate", "2e-3", "--weight_decay", "0.05", "--max_grad_norm", "1", "--adam_beta2", "0.98"),
         *("--num_warmup_steps", "60", "--seed", "0"),

@@ -164,6 +164,8 @@ def fine_tune(
             *("--cache_frames", benchmark.folder.parent / "frames", "--no_augmentation", "--checkpointing_steps", "no"),
             *("--crop_size", size, "--short_side", size, "--image_mean", *[0.5] * 3),
             *("--image_std", *[recipe.image_std] * 3, "--attn_implementation", "eager"),
+            # all frames as they are; "uniform" draws one from each segment, so some twice and some never
+            *("--sampling", "dense", "--frame_interval", 1),
             *("--num_train_epochs", recipe.epochs, "--per_device_train_batch_size", recipe.batch_size),
             *("--per_device_eval_batch_size", EVALUATION_BATCH, "--learning_rate", recipe.learning_rate),
             *("--weight_decay", recipe.weight_decay, "--adam_beta2", 0.98, "--max_grad_norm", 1),
