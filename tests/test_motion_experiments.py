@@ -16,8 +16,11 @@ from transformers import (
     ViTModel,
     VivitModel,
 )
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 import hf_tps
+from hf_tps.frame_sampling import sample_frame_indices
+from hf_tps.training.data import SAMPLING_SETTINGS
 
 CLASSIFIERS = {config.model_type: classifier for config, _, classifier in hf_tps.FAMILIES}
 
@@ -100,6 +103,26 @@ def test_the_test_moves_the_frames_and_compares_with_the_right_classes(tmp_path)
     assert experiments.share(found(lambda clip: clip.flip(0)), opposite) == 100
     assert experiments.share(found(experiments.shuffled()), benchmark.labels) < 70
     assert found(experiments.shuffled()) == found(experiments.shuffled())
+
+
+def test_a_row_is_trained_once_on_all_frames_in_their_order(tmp_path):
+    settings = MotionSettings(num_frames=4)
+    benchmark = experiments.prepare_benchmark(tmp_path / "videos", settings, {"train": 12, "validation": 12}, seed=0)
+    fields = {**experiments.SMALL_TPS, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 1)}
+    row = experiments.Row("micro", "micro", "tps", fields, experiments.Recipe(1, 1e-3, batch_size=12))
+    results = experiments.run_rows([(row, False)], benchmark, tmp_path, seeds=[0])
+    assert [figures["row"] for figures in results] == ["micro"]
+    assert {"top1", "shuffled", "reversed", "macs", "training_seconds"} <= set(results[0])
+    folder = experiments.model_folder(tmp_path, "micro", 0)
+    processor = AutoVideoProcessor.from_pretrained(folder)
+    for training in (False, True):
+        indices = sample_frame_indices(
+            4, num_frames=4, training=training, **{name: getattr(processor, name) for name in SAMPLING_SETTINGS}
+        )
+        assert indices.tolist() == [[0, 1, 2, 3]]
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert experiments.run_rows([(row, False)], benchmark, tmp_path, seeds=[0]) == results
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written, "trained again"
 
 
 def test_a_benchmark_with_other_settings_is_refused(tmp_path):
