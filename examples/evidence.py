@@ -197,7 +197,7 @@ def test_merging(folder: Path, benchmark: Benchmark) -> list[dict]:
         runs = []
         for seed in range(RANDOM_SEEDS if settings.get("method") in RANDOM else 1):
             torch.manual_seed(seed)
-            runs.append(motion_figures(model, processor, benchmark))
+            runs.append(motion_figures(model, processor, benchmark, ("top1", "reversed")))
         figures = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
         lengths = [budget.length_out for budget in model.config.merge_plan().budgets(TOKEN_GRID)]
         macs = count_macs(model.config, model.config.image_size)

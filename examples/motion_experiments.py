@@ -227,17 +227,18 @@ def test_on_motion(folder: Path, benchmark: Benchmark) -> dict[str, float]:
     return motion_figures(model, AutoVideoProcessor.from_pretrained(folder), benchmark)
 
 
-def motion_figures(model, processor, benchmark: Benchmark) -> dict[str, float]:
+def motion_figures(
+    model, processor, benchmark: Benchmark, wanted: Sequence[str] = ("top1", "shuffled", "reversed")
+) -> dict[str, float]:
     """As `test_on_motion`, of a model that is there."""
     benchmark.load_validation()
     labels = benchmark.labels
-    return {
-        "top1": share(answers(model, processor, benchmark, lambda clip: clip), labels),
-        "shuffled": share(answers(model, processor, benchmark, shuffled()), labels),
-        "reversed": share(
-            answers(model, processor, benchmark, lambda clip: clip.flip(0)), [opposite_class(label) for label in labels]
-        ),
+    tests = {
+        "top1": (lambda clip: clip, labels),
+        "shuffled": (shuffled(), labels),
+        "reversed": (lambda clip: clip.flip(0), [opposite_class(label) for label in labels]),
     }
+    return {name: share(answers(model, processor, benchmark, tests[name][0]), tests[name][1]) for name in wanted}
 
 
 @torch.no_grad()
