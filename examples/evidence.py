@@ -92,7 +92,7 @@ ROWS = (
         "TokShift",
         "laps",
         {"attention_scope": "frame", "shift": "token", "shift_div": 4},
-        # at 2e-3 the direction that the image model sees is forgotten, and with it the turns
+        # at 4e-3 the direction that the image model sees is forgotten, and with it the turns
         Recipe(epochs=1, learning_rate=5e-4),
         off={"shift": None},
         start="image",
