@@ -83,8 +83,14 @@ def classify(model: Path, paths: list[Path]) -> list[tuple[Path, list[dict]]]:
     """Each video with the answers of Transformers' own pipeline, the most likely first."""
     print("\n== name the motion in videos that it has not seen, by Transformers' pipeline", flush=True)
     classifier = pipeline("video-classification", model=str(model), device="cpu")
-    found = [(path, classifier(str(path), top_k=3)) for path in paths]
-    for path, answers in found:
+    processor = classifier.video_processor
+    found = []
+    for path in paths:
+        # of a longer video frames from all over it, as in the picture, instead of consecutive ones from its middle
+        longer = len(read_video(path)[0]) > processor.num_frames
+        processor.sampling = "uniform" if longer else "dense"
+        answers = classifier(str(path), top_k=3)
+        found.append((path, answers))
         said = ", ".join(f"{answer['label']} {answer['score']:.0%}" for answer in answers)
         print(f"  {path.parent.name + '/' + path.name:<40} {said}")
     return found
