@@ -87,7 +87,7 @@ def classify(model: Path, paths: list[Path]) -> list[tuple[Path, list[dict]]]:
     found = []
     for path in paths:
         # of a longer video frames from all over it, as in the picture, instead of consecutive ones from its middle
-        longer = len(read_video(path)[0]) > processor.num_frames
+        longer = read_video(path, [0])[1].total_num_frames > processor.num_frames
         processor.sampling = "uniform" if longer else "dense"
         answers = classifier(str(path), top_k=3)
         found.append((path, answers))

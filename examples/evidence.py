@@ -37,6 +37,7 @@ from transformers import ViTConfig
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 from hf_tps import STTMForVideoClassification
+from hf_tps.token_merging_plug_in import family_of_config
 
 SETTINGS = MotionSettings()
 # The targets of the table, per cent
@@ -57,7 +58,6 @@ IMAGE_MODEL = {
 }
 
 TUBELET = 2  # frames in a token of ViViT
-TOKEN_GRID = (SETTINGS.num_frames // TUBELET, 8, 8)
 
 ROWS = (
     Row(
@@ -199,7 +199,10 @@ def test_merging(folder: Path, benchmark: Benchmark) -> list[dict]:
             torch.manual_seed(seed)
             runs.append(motion_figures(model, processor, benchmark, ("top1", "reversed")))
         figures = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
-        lengths = [budget.length_out for budget in model.config.merge_plan().budgets(TOKEN_GRID)]
+        backbone = model.config.backbone_config
+        family = family_of_config(backbone)
+        grid = family.grid(backbone, family.clip_size(backbone))
+        lengths = [budget.length_out for budget in model.config.merge_plan().budgets(grid)]
         macs = count_macs(model.config, model.config.image_size)
         found.append({"title": title, "macs": macs, "tokens": lengths, **figures})
     return found

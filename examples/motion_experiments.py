@@ -315,7 +315,7 @@ def run_rows(
         at_once: models that train at the same time, sharing the cores.
     """
     path = output_dir / "results.json"
-    results = json.loads(path.read_text()) if path.is_file() else []
+    results = load_results(path)
     done = {(figures["row"], figures["time_off"], figures["seed"]) for figures in results}
     todo = [(row, off, seed) for seed in seeds for row, off in jobs if (row.name, off, seed) not in done]
     threads = max(1, (os.cpu_count() or 1) // at_once)

@@ -21,8 +21,12 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
+    @property
+    def drops(self) -> bool:
+        return self.training and self.rate != 0.0
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.rate == 0.0 or not self.training:
+        if not self.drops:
             return hidden_states
         kept = hidden_states.new_empty((hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1))
         return hidden_states * kept.bernoulli_(1 - self.rate).div_(max(1 - self.rate, 1e-6))
@@ -122,7 +126,7 @@ def in_pieces(function: Callable, row_elements: int, *tensors: torch.Tensor) -> 
 def feed_forward(block: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     """The second half of a pre-norm block with `norm2`, `mlp` and `drop_path`: (..., channels) to the same."""
     tokens, width = hidden_states.flatten(0, -2), block.mlp.fc1.out_features
-    if block.training and block.drop_path.rate:  # stochastic depth drops whole samples
+    if block.drop_path.drops:  # whole samples, which a piece does not know
         branch = in_pieces(lambda rows: block.mlp(block.norm2(rows)), width, tokens).view(hidden_states.shape)
         return hidden_states + block.drop_path(branch)
     return in_pieces(lambda rows: rows + block.mlp(block.norm2(rows)), width, tokens).view(hidden_states.shape)
