@@ -895,7 +895,8 @@ def add_token_merging(model: nn.Module, keep_ratio: float | None = None, **setti
             quarters of them, (3, 6, 9) of 12.
         merge_point: "after_block".
         method: "match" or "tube" (None: what fits the model, see the head of this file); "pool" (one stage, made to be
-            trained); "tome", "random" and "drop", the baselines. A model with frames in its batch, and TimeSformer, has "tube" alone.
+            trained); "tome", "random" and "drop", the baselines. A model with frames in its batch, and TimeSformer, has
+            "tube" alone.
         temporal_share: share of the merges between frames, in [0, 1]; of "match". Frames pair while their number is even.
         merges_per_stage: of the baselines, in place of keep_ratio: the same number after each of `merge_layers`.
         size_weight: alpha; attention logits get alpha * log(size of the key). None: the family's.

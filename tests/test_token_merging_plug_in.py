@@ -432,7 +432,7 @@ BAD_SETTINGS = {
     "pool without windows": ({"method": "pool", "merge_layers": [2]}, r"give pool_windows"),
     "pool twice": ({"method": "pool", "pool_windows": 2}, r"merges once"),
     "windows of match": ({"pool_windows": 2}, r"setting of method='pool'"),
-    "constant merges of match": ({"merges_per_stage": 9}, r"is for the methods"),
+    "constant merges of match": ({"merges_per_stage": 9}, r"is for the methods \('tome', 'random', 'drop'\)"),
     "meta tokens finer than tokens": ({"meta_weight": 0.1, "meta_grid": (2, 8, 8)}, r"does not fit the \(4, 4, 4\) grid"),
 }  # fmt: skip
 
