@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from make_motion_dataset import CLASSES
-from motion_experiments import ALLOCATOR, SMALL_TPS
+from motion_experiments import ALLOCATOR, SMALL_TPS, Recipe, training_flags
 from transformers import pipeline
 
 from hf_tps import TPSConfig
@@ -30,7 +30,8 @@ from hf_tps.video_reading import read_video
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "demo_output"
-TRAIN_CLIPS, VALIDATION_CLIPS, EPOCHS = 4800, 480, 4
+TRAIN_CLIPS, VALIDATION_CLIPS = 4800, 480
+RECIPE = Recipe(epochs=4, learning_rate=2e-3)
 UNSEEN_IN_PICTURE = 6
 
 
@@ -59,13 +60,7 @@ def train(config: str, videos: str, model: str) -> None:
     step(
         "train a small TPS from random weights",
         *("examples/finetune.py", "--config_name", config, "--output_dir", model, "--overwrite_output_dir"),
-        *("--train_dir", f"{videos}/train", "--validation_dir", f"{videos}/validation"),
-        *("--cache_frames", f"{videos}/cache", "--no_augmentation", "--checkpointing_steps", "no"),
-        *("--crop_size", "32", "--short_side", "32", "--image_mean", *["0.5"] * 3, "--image_std", *["1"] * 3),
-        *("--sampling", "dense", "--frame_interval", "1"),  # all frames of a clip
-        *("--num_train_epochs", str(EPOCHS), "--per_device_train_batch_size", "32"),
-        *("--learning_rate", "2e-3", "--weight_decay", "0.05", "--max_grad_norm", "1", "--adam_beta2", "0.98"),
-        *("--num_warmup_steps", "60", "--seed", "0"),
+        *("--seed", "0", *training_flags(RECIPE, videos, f"{videos}/cache", SMALL_TPS["image_size"], TRAIN_CLIPS)),
         launch=True,
     )
 

@@ -129,6 +129,30 @@ def prepare_benchmark(folder: Path, settings: MotionSettings, clips: dict[str, i
 # ---------------------------------------------------------------------------------------------------------- training
 
 
+def training_flags(recipe: Recipe, videos: Path | str, cache: Path | str, size: int, train_clips: int) -> list[str]:
+    """
+    The flags of `finetune.py` for training on a motion benchmark.
+
+    Args:
+        videos: its folder.
+        cache: where decoded frames are kept.
+        size: side of the frames in pixels.
+        train_clips: videos in its training split.
+    """
+    steps = recipe.epochs * (train_clips // recipe.batch_size)
+    flags = (
+        *("--train_dir", f"{videos}/train", "--validation_dir", f"{videos}/validation", "--cache_frames", cache),
+        *("--no_augmentation", "--checkpointing_steps", "no", "--crop_size", size, "--short_side", size),
+        *("--image_mean", *[0.5] * 3, "--image_std", *[recipe.image_std] * 3),
+        # all frames as they are; "uniform" draws one from each segment, so some twice and some never
+        *("--sampling", "dense", "--frame_interval", 1),
+        *("--num_train_epochs", recipe.epochs, "--per_device_train_batch_size", recipe.batch_size),
+        *("--learning_rate", recipe.learning_rate, "--weight_decay", recipe.weight_decay),
+        *("--adam_beta2", 0.98, "--max_grad_norm", 1, "--num_warmup_steps", round(recipe.warmup * steps)),
+    )
+    return [str(flag) for flag in flags]
+
+
 def fine_tune(
     row: Row, time_off: bool, benchmark: Benchmark, starts: dict[str, Path], output: Path, seed: int, threads: int
 ) -> float:
@@ -145,7 +169,7 @@ def fine_tune(
     begun = time.perf_counter()
     recipe, size = row.recipe, row.image_size
     fields = {"num_frames": benchmark.num_frames, **row.fields, **((row.off or {}) if time_off else {})}
-    steps = recipe.epochs * (benchmark.description["clips"]["train"] // recipe.batch_size)
+    train_clips = benchmark.description["clips"]["train"]
     with tempfile.TemporaryDirectory() as scratch:
         if row.start == "vivit":
             start = ("--model_name_or_path", starts["vivit"])
@@ -160,16 +184,8 @@ def fine_tune(
             *(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"),
             *("--mixed_precision", "bf16" if cpu_multiplies_bfloat16() else "no"),
             *(EXAMPLES / "finetune.py", *start, "--output_dir", output, "--overwrite_output_dir"),
-            *("--train_dir", benchmark.folder / "train", "--validation_dir", benchmark.folder / "validation"),
-            *("--cache_frames", benchmark.folder.parent / "frames", "--no_augmentation", "--checkpointing_steps", "no"),
-            *("--crop_size", size, "--short_side", size, "--image_mean", *[0.5] * 3),
-            *("--image_std", *[recipe.image_std] * 3, "--attn_implementation", "eager"),
-            # all frames as they are; "uniform" draws one from each segment, so some twice and some never
-            *("--sampling", "dense", "--frame_interval", 1),
-            *("--num_train_epochs", recipe.epochs, "--per_device_train_batch_size", recipe.batch_size),
-            *("--per_device_eval_batch_size", EVALUATION_BATCH, "--learning_rate", recipe.learning_rate),
-            *("--weight_decay", recipe.weight_decay, "--adam_beta2", 0.98, "--max_grad_norm", 1),
-            *("--num_warmup_steps", round(recipe.warmup * steps), "--seed", seed),
+            *("--per_device_eval_batch_size", EVALUATION_BATCH, "--attn_implementation", "eager", "--seed", seed),
+            *training_flags(recipe, benchmark.folder, benchmark.folder.parent / "frames", size, train_clips),
         ]
         environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": str(threads)}
         output.mkdir(parents=True, exist_ok=True)
