@@ -38,11 +38,11 @@ class STTMConfig(PreTrainedConfig):
         method (`str`, *optional*):
             "match" merges the most similar tokens in space, then in time; "tube" gives all frames the same merges. None: the
             one that fits the backbone. "pool" puts all tokens into global meta tokens, once, and needs training. "tome",
-            "random" and "drop" are baselines.
+            "random" and "drop" are baselines, "tube-random" and "tube-drop" those of "tube".
         temporal_share (`float`, defaults to 0.5):
             Share of the merges of "match" that join frames.
         merges_per_stage (`int`, *optional*):
-            Of the baselines, in place of `keep_ratio`: the same number of merges at each of `merge_layers`.
+            Of "tome", "random" and "drop", in place of `keep_ratio`: the same number of merges at each of `merge_layers`.
         size_weight (`float`, *optional*):
             alpha: attention logits get alpha * log(size of the key). None: the backbone's (VideoMAE and V-JEPA 2, which were
             trained with missing tokens, 0; the others 1). V-JEPA 2's pooler always has 1.

@@ -30,7 +30,7 @@ class STTMModelOutput(BaseModelOutputWithPooling):
     token_sizes: (batch, L): how many of the clip's tokens are inside each.
     token_positions: (batch, L, 3): centroid (time, row, column), in tubelets and patches.
     token_source: (batch, tokens of the clip) int64: the token that each of the clip's tokens ended in, in the order (time,
-        row, column); -1 for one that the baseline "drop" threw away. `unmerge` reads it.
+        row, column); -1 for one that "drop" or "tube-drop" threw away. `unmerge` reads it.
     merge_states: a `MergeState` (without tokens) before the first stage and after each, if they were asked for.
     """
 

@@ -510,11 +510,7 @@ def merge_tube(
         ValueError: if metric, gate or budget do not fit the state, or the budget joins frames.
     """
     _check(state, metric, budget, gate)
-    if budget.groups_in != state.groups or budget.groups_out != state.groups:
-        raise ValueError(
-            f"Tube merging keeps the {state.groups} frames of the tokens apart; the budget goes from {budget.groups_in} to "
-            f"{budget.groups_out} groups. Make it with pair_groups=False."
-        )
+    _check_tube(state, budget)
     if budget.length_out == budget.length_in:
         return state
     groups = state.groups
@@ -629,30 +625,51 @@ def merge_alternate(state: MergeState, metric: torch.Tensor, budget: MergeBudget
 
 
 def merge_at_random(
-    state: MergeState, metric: torch.Tensor, budget: MergeBudget, generator: torch.Generator | None = None
+    state: MergeState,
+    metric: torch.Tensor,
+    budget: MergeBudget,
+    generator: torch.Generator | None = None,
+    tube: bool = False,
 ) -> MergeState:
     """
-    Baseline: pairs as in `merge_alternate`, between tokens that chance calls similar, drawn anew for every clip. It shows
-    what the search for similar tokens is worth. `metric` gives its shape alone.
+    Baseline: merges between tokens that chance calls similar, drawn anew for every clip. It shows what the search for
+    similar tokens is worth. `metric` gives its shape alone.
+
+    Args:
+        tube: pairs as in `merge_tube`, the same in every frame. Otherwise as in `merge_alternate`.
     """
     chance = torch.randn(metric.shape, generator=generator, device=metric.device, dtype=state.sizes.dtype)
-    return merge_alternate(state, chance, budget)
+    return merge_tube(state, chance, budget) if tube else merge_alternate(state, chance, budget)
 
 
-def drop_at_random(state: MergeState, budget: MergeBudget, generator: torch.Generator | None = None) -> MergeState:
+def drop_at_random(
+    state: MergeState, budget: MergeBudget, generator: torch.Generator | None = None, tube: bool = False
+) -> MergeState:
     """
     Baseline: as many tokens as the budget merges are thrown away, chosen anew for every clip. What merging has to beat.
 
-    The sizes of the others stay, `source` of a dropped token is -1, and the tokens form a single group.
+    The sizes of the others stay, and `source` of a dropped token is -1.
+
+    Args:
+        tube: the same places go in every frame, for networks that relate frames place by place, and the frames stay
+            apart. Otherwise the tokens form a single group.
+
+    Raises:
+        ValueError: if the budget does not fit the state, or joins the frames of a tube.
     """
     _check(state, None, budget)
+    if tube:
+        _check_tube(state, budget)
+    groups = state.groups if tube else 1
     batch, length = state.sizes.shape
     if budget.length_out == length:
-        return state._replace(groups=1)
-    chance = torch.rand((batch, length), generator=generator, device=state.tokens.device)
-    kept = chance.argsort(dim=1)[:, : budget.length_out].sort(dim=1).values
-    place = torch.full_like(chance, -1, dtype=torch.int64)
-    numbers = torch.arange(budget.length_out, device=kept.device).expand_as(kept)
+        return state._replace(groups=groups)
+    places, device = length // groups, state.tokens.device
+    chance = torch.rand((batch, places), generator=generator, device=device)
+    kept = chance.argsort(dim=1)[:, : budget.length_out // groups].sort(dim=1).values
+    kept = (kept[:, None] + torch.arange(0, length, places, device=device)[:, None]).flatten(1)
+    place = torch.full((batch, length), -1, device=device)
+    numbers = torch.arange(budget.length_out, device=device).expand_as(kept)
     place = place.scatter(1, kept, numbers)
     # Tokens dropped by an earlier stage stay dropped.
     source = torch.where(state.source < 0, -1, place.gather(1, state.source.clamp(min=0)))
@@ -662,14 +679,16 @@ def drop_at_random(state: MergeState, budget: MergeBudget, generator: torch.Gene
         _take(state.positions, kept),
         _take(state.anchors, kept),
         source,
-        1,
+        groups,
         state.grid,
     )
 
 
 # To compare with, at equal cost: they need a budget's lengths alone, and learn nothing.
-BASELINES = ("tome", "random", "drop")
+BASELINES = ("tome", "random", "drop", "tube-random", "tube-drop")
 MERGE_METHODS = ("match", "tube", "pool", *BASELINES)
+# The same merges in all frames, which are never joined: their budgets are made with pair_groups=False.
+TUBE_METHODS = tuple(method for method in MERGE_METHODS if method.startswith("tube"))
 
 
 def merge_tokens(
@@ -684,7 +703,8 @@ def merge_tokens(
     """
     The one door to every way of having fewer tokens: STTM's "match", "tube" and "pool", and the BASELINES.
 
-    The baselines read nothing of a budget but its lengths, so one budget compares all of them at equal cost.
+    The baselines read nothing of a budget but its lengths (those of a tube its groups as well), so one budget compares all
+    of them at equal cost.
 
     Raises:
         ValueError: for an unknown method, a gate where it would be ignored, and whatever the method itself refuses.
@@ -701,9 +721,10 @@ def merge_tokens(
         return merge_pool(state, metric, budget, settings)
     if method == "tome":
         return merge_alternate(state, metric, budget)
-    if method == "random":
-        return merge_at_random(state, metric, budget, generator)
-    return drop_at_random(state, budget, generator)
+    tube = method in TUBE_METHODS
+    if method.endswith("random"):
+        return merge_at_random(state, metric, budget, generator, tube)
+    return drop_at_random(state, budget, generator, tube)
 
 
 # --- attention over tokens of different size ---
@@ -886,3 +907,11 @@ def _check(
         )
     if gate is not None and tuple(gate.shape) != expected:
         raise ValueError(f"The gate must be {expected}, one number per token; got {tuple(gate.shape)}.")
+
+
+def _check_tube(state: MergeState, budget: MergeBudget) -> None:
+    if budget.groups_in != state.groups or budget.groups_out != state.groups:
+        raise ValueError(
+            f"A tube keeps the {state.groups} frames of the tokens apart; the budget goes from {budget.groups_in} to "
+            f"{budget.groups_out} groups. Make it with pair_groups=False."
+        )

@@ -37,6 +37,7 @@ from .leap_attention import leap_order
 from .token_merging import (
     BASELINES,
     MERGE_METHODS,
+    TUBE_METHODS,
     MergeBudget,
     MergeSettings,
     MergeState,
@@ -75,7 +76,7 @@ class VideoTransformer:
     prefix_tokens = 0  # class tokens ahead of the others
     topology = "match"
     size_weight = 0.0  # alpha: attention logits get alpha * log(size of the key)
-    methods = MERGE_METHODS[:1] + MERGE_METHODS[2:]  # all but "tube"
+    methods = tuple(method for method in MERGE_METHODS if method not in TUBE_METHODS)
 
     def check_config(self, config):
         """Raise a ValueError for a variant whose tokens cannot merge."""
@@ -234,7 +235,7 @@ class FrameByFrame(VideoTransformer):
     prefix_tokens = 1
     topology = "tube"
     size_weight = 1.0
-    methods = ("tube",)
+    methods = TUBE_METHODS
     attention = "attention"
     key_projection = "attention.qkv"
     fused_projection = True
@@ -398,7 +399,7 @@ class MergePlan(NamedTuple):
         if self.merges_per_stage is not None:
             return constant_budgets(tokens, self.merges_per_stage, stages)
         return merge_budgets(
-            tokens, grid[0], self.keep_ratio, stages, self.temporal_share, pair_groups=self.method != "tube"
+            tokens, grid[0], self.keep_ratio, stages, self.temporal_share, pair_groups=self.method not in TUBE_METHODS
         )
 
 
@@ -460,8 +461,9 @@ def plan_merging(
             )
     elif pool_windows is not None:
         raise ValueError(f"pool_windows is a setting of method='pool', not of {method!r}.")
-    if merges_per_stage is not None and (method not in BASELINES or keep_ratio is not None):
-        raise ValueError(f"merges_per_stage is for the methods {BASELINES}, in place of keep_ratio.")
+    without_frames = tuple(baseline for baseline in BASELINES if baseline not in TUBE_METHODS)
+    if merges_per_stage is not None and (method not in without_frames or keep_ratio is not None):
+        raise ValueError(f"merges_per_stage is for the methods {without_frames}, in place of keep_ratio.")
     if keep_ratio is not None and not 0 < keep_ratio <= 1:
         raise ValueError(f"keep_ratio is the share of tokens that stay at each stage, in (0, 1]; got {keep_ratio}.")
     if not 0 <= temporal_share <= 1:
@@ -896,9 +898,9 @@ def add_token_merging(model: nn.Module, keep_ratio: float | None = None, **setti
         merge_point: "after_block".
         method: "match" or "tube" (None: what fits the model, see the head of this file); "pool" (one stage, made to be
             trained); "tome", "random" and "drop", the baselines. A model with frames in its batch, and TimeSformer, has
-            "tube" alone.
+            "tube" and its baselines "tube-random" and "tube-drop" alone.
         temporal_share: share of the merges between frames, in [0, 1]; of "match". Frames pair while their number is even.
-        merges_per_stage: of the baselines, in place of keep_ratio: the same number after each of `merge_layers`.
+        merges_per_stage: of "tome", "random" and "drop", in place of keep_ratio: the same number after each of `merge_layers`.
         size_weight: alpha; attention logits get alpha * log(size of the key). None: the family's.
         pool_windows, top_q, temperature, meta_weight, meta_grid, meta_rounds, meta_temperature: see `MergeSettings` and
             `merge_pool`.

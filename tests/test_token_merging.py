@@ -7,7 +7,9 @@ from torch import nn
 
 from hf_tps.token_merging import (
     BASELINES,
+    MERGE_METHODS,
     TRAINING_FREE,
+    TUBE_METHODS,
     MergeSettings,
     MergeState,
     add_size_channel,
@@ -342,10 +344,10 @@ def test_groups_that_cannot_be_paired_spend_all_merges_in_space(groups):
     assert torch.equal(merged.positions[..., 0], frames.expand(2, -1))  # nothing left its frame
 
 
-@pytest.mark.parametrize("method", ["match", "tube", "pool", "tome", "random", "drop"])
+@pytest.mark.parametrize("method", MERGE_METHODS)
 def test_lengths_and_groups_are_those_of_the_budget_whatever_the_content(method):
     state, metric = random_clip()
-    budget = merge_budget(LENGTH, 4, 0.7, pair_groups=method != "tube")
+    budget = merge_budget(LENGTH, 4, 0.7, pair_groups=method not in TUBE_METHODS)
     settings = MergeSettings(meta_grid=(1, 2, 3))
     if method == "pool":
         budget = pool_budget(GRID, settings.meta_grid, 2)
@@ -355,11 +357,11 @@ def test_lengths_and_groups_are_those_of_the_budget_whatever_the_content(method)
         assert part.shape == other.shape
     assert merged.tokens.shape == (2, budget.length_out, 5)
     assert merged.sizes.shape == (2, budget.length_out)
-    assert merged.groups == (1 if method in BASELINES else budget.groups_out)
+    assert merged.groups == (1 if method in ("tome", "random", "drop") else budget.groups_out)
     assert not any(part.isnan().any() for part in same[:4])
 
 
-@pytest.mark.parametrize("method", ["match", "tube", "tome", "random", "drop"])
+@pytest.mark.parametrize("method", [method for method in MERGE_METHODS if method != "pool"])
 def test_keep_everything_leaves_every_bit(method):
     state, metric = random_clip(dtype=torch.bfloat16)
     merged = merge_tokens(state, metric, merge_budget(LENGTH, 4, 1.0), SOFT, method)
@@ -374,10 +376,10 @@ def test_keep_everything_leaves_every_bit(method):
 
 @pytest.mark.parametrize("temporal_share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("settings", [MergeSettings(), SOFT], ids=["hard", "soft"])
-@pytest.mark.parametrize("method", ["match", "tube", "tome", "random"])
+@pytest.mark.parametrize("method", ["match", "tube", "tome", "random", "tube-random"])
 def test_mass_and_first_moments_are_conserved(method, settings, temporal_share):
     state, metric = random_clip()
-    budgets = merge_budgets(LENGTH, 4, 0.72, 2, temporal_share, pair_groups=method != "tube")
+    budgets = merge_budgets(LENGTH, 4, 0.72, 2, temporal_share, pair_groups=method not in TUBE_METHODS)
     merged = run_stages(state, metric, budgets, settings, method)
     torch.testing.assert_close(merged.sizes.sum(1), torch.full((2,), float(LENGTH)).double())
     torch.testing.assert_close(size_weighted_mean(merged.tokens, merged.sizes), state.tokens.mean(1))
@@ -459,6 +461,29 @@ def test_dropped_tokens_come_back_as_zeros_and_the_generator_decides():
     assert torch.equal(back[~gone], state.tokens[~gone])
 
 
+@pytest.mark.parametrize("method", ["tube-random", "tube-drop"])
+def test_chance_picks_the_same_places_in_every_frame_of_a_tube(method):
+    state, metric = random_clip()
+    merged = run_stages(state, metric, merge_budgets(LENGTH, 4, 0.7, 2, pair_groups=False), method=method)
+    rows_and_columns = merged.positions[..., 1:].unflatten(1, (4, -1))
+    assert torch.equal(rows_and_columns, rows_and_columns[:, :1].expand_as(rows_and_columns))
+    frames = torch.arange(4.0).double().repeat_interleave(merged.tokens.shape[1] // 4)
+    assert torch.equal(merged.positions[..., 0], frames.expand(2, -1))
+    other = run_stages(state, metric, merge_budgets(LENGTH, 4, 0.7, 2, pair_groups=False), method=method)
+    assert not torch.equal(merged.tokens, other.tokens)
+    back, gone = unmerge(merged.tokens, merged.source), merged.source < 0
+    assert gone.any() == (method == "tube-drop")
+    if method == "tube-drop":
+        assert torch.equal(back[~gone], state.tokens[~gone])
+
+
+@pytest.mark.parametrize("method", TUBE_METHODS)
+def test_a_tube_refuses_a_budget_that_joins_frames(method):
+    state, metric = random_clip()
+    with pytest.raises(ValueError, match=r"frames of the tokens apart; the budget goes from 4 to 2"):
+        merge_tokens(state, metric, merge_budget(LENGTH, 4, 0.7), method=method)
+
+
 def test_random_pairs_come_from_the_generator_and_not_from_the_metric():
     state, metric = random_clip()
     budget = merge_budget(LENGTH, 4, 0.7)
@@ -522,7 +547,7 @@ def test_the_order_in_which_a_group_is_stored_does_not_matter(gated, settings):
 @pytest.mark.parametrize("method", ["match", "tube", "tome"])
 def test_a_clip_does_not_depend_on_its_batch_mates(method):
     state, metric = random_clip(batch=3)
-    budgets = merge_budgets(LENGTH, 4, 0.7, 2, pair_groups=method != "tube")
+    budgets = merge_budgets(LENGTH, 4, 0.7, 2, pair_groups=method not in TUBE_METHODS)
     merged = run_stages(state, metric, budgets, SOFT, method)
     turned = start_merging(state.tokens[[2, 0]], GRID)
     other = run_stages(turned, metric[[2, 0]], budgets, SOFT, method)
@@ -615,7 +640,7 @@ def test_gradients_reach_every_token_and_the_metric_only_through_a_soft_choice()
 @pytest.mark.parametrize("method", ["match", "tube", "pool"])
 def test_gradients_pass_gradcheck_away_from_ties(method):
     grid, settings = (2, 2, 4), MergeSettings(top_q=2, temperature=0.5, meta_weight=0.2, meta_grid=(1, 2, 2))
-    budget = merge_budget(16, 2, 0.6, pair_groups=method != "tube")
+    budget = merge_budget(16, 2, 0.6, pair_groups=method not in TUBE_METHODS)
     if method == "pool":
         budget = pool_budget(grid, settings.meta_grid, 1)
 
@@ -726,7 +751,7 @@ class Stages(nn.Module):
     def __init__(self, method, settings):
         super().__init__()
         self.method, self.settings = method, settings
-        self.budgets = merge_budgets(LENGTH, 4, 0.7, 1, pair_groups=method != "tube")
+        self.budgets = merge_budgets(LENGTH, 4, 0.7, 1, pair_groups=method not in TUBE_METHODS)
         if method == "pool":
             self.budgets = (pool_budget(GRID, settings.meta_grid, 2),)
 

@@ -214,6 +214,21 @@ def test_the_other_methods_run_behind_the_same_door(name, method):
     )
 
 
+@pytest.mark.parametrize("method", ["tube-random", "tube-drop"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in JOINT])
+def test_baselines_of_a_tube_leave_as_many_tokens_as_the_tube(name, method):
+    model, clip = video_transformers.build(name), video_transformers.clip(name)
+    before = logits(model, clip)
+    add_token_merging(model, keep_ratio=0.75)
+    expected = model(clip, output_hidden_states=True)
+    remove_token_merging(model)
+    add_token_merging(model, keep_ratio=0.75, method=method)
+    found = model(clip, output_hidden_states=True)
+    assert [state.shape for state in found.hidden_states] == [state.shape for state in expected.hidden_states]
+    assert (found.logits - before).abs().max() > 1e-4
+    assert (found.logits - expected.logits).abs().max() > 1e-4
+
+
 # --- families ---
 
 
