@@ -31,6 +31,7 @@ from motion_experiments import (
     open_benchmark,
     run_rows,
 )
+from tqdm import tqdm
 from transformers import ViTConfig
 
 # not the one at the top level of transformers, which is a placeholder wherever torchvision is missing
@@ -118,22 +119,22 @@ ROWS = (
     ),
     Row("vivit", "ViViT (attention over all frames)", "vivit", {}, Recipe(epochs=2, learning_rate=5e-4), start="vivit"),
 )
-# Whose tokens merge, without training, for the second table: at the 38 % of the paper, and until it hurts
-MERGING_ROW = "vivit"
-TOME = "most similar pairs, blind for frames and places (ToMe's way)"
-RANDOM = ("random", "drop")  # methods
-MERGING_WAYS = (
-    ("STTM", {}),
-    ("STTM, in space alone", {"temporal_share": 0.0}),
-    (TOME, {"method": "tome"}),
-    ("random pairs", {"method": "random"}),
-    ("random drop", {"method": "drop"}),
-)
-MERGING = (
-    ("untouched", {"keep_ratio": 1.0}),
-    *MERGING_WAYS,
-    *((f"{title}, keep 0.5", {**settings, "keep_ratio": 0.5}) for title, settings in MERGING_WAYS),
-)
+# Whose tokens merge, without training, for the second table, and how: at the 38 % of the paper, and until it hurts
+MERGING = {
+    "xvit": (
+        ("STTM", {}),
+        ("random pairs", {"method": "tube-random"}),
+        ("random drop", {"method": "tube-drop"}),
+    ),
+    "vivit": (
+        ("STTM", {}),
+        ("STTM, in space alone", {"temporal_share": 0.0}),
+        ("most similar pairs, blind for frames and places (ToMe's way)", {"method": "tome"}),
+        ("random pairs", {"method": "random"}),
+        ("random drop", {"method": "drop"}),
+    ),
+}
+RANDOM = ("random", "drop")  # ends of the names of methods
 RANDOM_SEEDS = 3
 
 
@@ -188,33 +189,43 @@ def table(results: Sequence[dict], rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_merging(folder: Path, benchmark: Benchmark) -> list[dict]:
-    """The trained model with its tokens merged or dropped at equal cost."""
-    processor = AutoVideoProcessor.from_pretrained(folder)
+def test_merging(row: Row, folders: Sequence[Path], benchmark: Benchmark) -> list[dict]:
+    """A trained model (one folder for each seed) with its tokens merged or dropped at equal cost."""
+    processor = AutoVideoProcessor.from_pretrained(folders[0])
+    ways = [
+        ("untouched", {"keep_ratio": 1.0}),
+        *MERGING[row.name],
+        *((f"{title}, keep 0.5", {**settings, "keep_ratio": 0.5}) for title, settings in MERGING[row.name]),
+    ]
     found = []
-    for title, settings in MERGING:
-        model = STTMForVideoClassification.from_video_pretrained(folder, **settings)
+    for title, settings in tqdm(ways, desc=f"{row.title} merged", unit="way", disable=None):
         runs = []
-        for seed in range(RANDOM_SEEDS if settings.get("method") in RANDOM else 1):
-            torch.manual_seed(seed)
-            runs.append(motion_figures(model, processor, benchmark, ("top1", "reversed")))
+        for folder in folders:
+            model = STTMForVideoClassification.from_video_pretrained(folder, **settings)
+            for seed in range(RANDOM_SEEDS if settings.get("method", "").endswith(RANDOM) else 1):
+                torch.manual_seed(seed)
+                runs.append(motion_figures(model, processor, benchmark, ("top1", "reversed")))
         figures = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
         backbone = model.config.backbone_config
         family = family_of_config(backbone)
         grid = family.grid(backbone, family.clip_size(backbone))
         lengths = [budget.length_out for budget in model.config.merge_plan().budgets(grid)]
         macs = count_macs(model.config, model.config.image_size)
-        found.append({"title": title, "macs": macs, "tokens": lengths, **figures})
+        found.append({"model": row.title, "title": title, "macs": macs, "tokens": lengths, **figures})
     return found
 
 
 def merging_table(merging: Sequence[dict]) -> str:
     """The second table in Markdown; accuracies in per cent."""
-    lines = ["| tokens | left after each stage | MACs | top-1 | backwards = opposite |", "|---|---|---|---|---|"]
+    lines = [
+        "| model | tokens | left after each stage | MACs | top-1 | backwards = opposite |",
+        "|---|---|---|---|---|---|",
+    ]
     for figures in merging:
         lengths = ", ".join(map(str, figures["tokens"]))
         lines.append(
-            f"| {figures['title']} | {lengths} | {figures['macs'] / 1e6:.0f} M | {figures['top1']:.1f} | {figures['reversed']:.1f} |"
+            f"| {figures['model']} | {figures['title']} | {lengths} | {figures['macs'] / 1e6:.0f} M | "
+            f"{figures['top1']:.1f} | {figures['reversed']:.1f} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -261,8 +272,10 @@ def main(argv: list[str] | None = None) -> int:
             prepare_starts(starts, arguments.data_seed, arguments.train_clips)
         results = run_rows(jobs, benchmark, arguments.output_dir, arguments.seeds, arguments.at_once, starts)
         merging = []
-        if any(row.name == MERGING_ROW for row in rows):
-            merging = test_merging(model_folder(arguments.output_dir, MERGING_ROW, arguments.seeds[0]), benchmark)
+        for row in rows:
+            if row.name in MERGING:
+                folders = [model_folder(arguments.output_dir, row.name, seed) for seed in arguments.seeds]
+                merging += test_merging(row, folders, benchmark)
     except (ValueError, OSError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

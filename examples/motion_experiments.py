@@ -335,6 +335,8 @@ def run_rows(
     done = {(figures["row"], figures["time_off"], figures["seed"]) for figures in results}
     todo = [(row, off, seed) for seed in seeds for row, off in jobs if (row.name, off, seed) not in done]
     threads = max(1, (os.cpu_count() or 1) // at_once)
+    # the tests run beside trainings: threads that wait for each other on busy cores take a hundred times as long
+    torch.set_num_threads(threads)
     with ThreadPoolExecutor(at_once) as pool:
         running = {}
         for row, time_off, seed in todo:
