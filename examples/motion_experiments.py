@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -306,6 +307,17 @@ def figures_of(row: Row, time_off: bool, seed: int, benchmark: Benchmark, folder
     }
 
 
+@contextmanager
+def threads_of_torch(threads: int) -> Iterator[None]:
+    """Fewer threads beside trainings: on busy cores they wait for each other, which takes a hundred times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def load_results(path: Path) -> list[dict]:
     return json.loads(path.read_text()) if path.is_file() else []
 
@@ -335,9 +347,7 @@ def run_rows(
     done = {(figures["row"], figures["time_off"], figures["seed"]) for figures in results}
     todo = [(row, off, seed) for seed in seeds for row, off in jobs if (row.name, off, seed) not in done]
     threads = max(1, (os.cpu_count() or 1) // at_once)
-    # the tests run beside trainings: threads that wait for each other on busy cores take a hundred times as long
-    torch.set_num_threads(threads)
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(at_once) as pool, threads_of_torch(threads):
         running = {}
         for row, time_off, seed in todo:
             folder = model_folder(output_dir, row.name, seed, time_off)

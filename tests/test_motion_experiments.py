@@ -14,11 +14,13 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
     ViTModel,
+    VivitForVideoClassification,
     VivitModel,
 )
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 import hf_tps
+from hf_tps import TPSVideoProcessor
 from hf_tps.frame_sampling import sample_frame_indices
 from hf_tps.training.data import SAMPLING_SETTINGS
 
@@ -178,3 +180,33 @@ def test_the_tables_show_means_and_mark_what_misses_its_target():
     assert (
         ablations.table(runs).splitlines()[2].startswith("| patch and channel shift, the release's bias | 96.0 ± 2.0 |")
     )
+
+
+@pytest.mark.parametrize("name", list(evidence.MERGING))
+def test_ways_of_merging_are_compared_at_equal_cost(name, image_model, tmp_path):
+    row = next(row for row in evidence.ROWS if row.name == name)
+    benchmark = experiments.prepare_benchmark(
+        tmp_path / "videos", MotionSettings(), {"train": 12, "validation": 12}, seed=0
+    )
+    if row.start == "vivit":
+        inflate_to_vivit(image_model, tmp_path / "vivit", 8, evidence.TUBELET)
+        model = VivitForVideoClassification.from_pretrained(tmp_path / "vivit", num_labels=12).eval()
+    else:
+        model = model_of(row, False, image_model)
+    model.config.id2label = dict(enumerate(CLASSES))
+    processor = TPSVideoProcessor(num_frames=8, sampling="dense", frame_interval=1, size=32, crop_size=32)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "model")
+    found = evidence.test_merging(row, [tmp_path / "model"] * 2, benchmark)
+    untouched, *ways = found
+    assert len(ways) == 2 * len(evidence.MERGING[name])
+    plain = experiments.motion_figures(model, processor, benchmark, ("top1", "reversed"))
+    assert {figure: untouched[figure] for figure in plain} == plain
+    for kept, share in ((ways[: len(ways) // 2], 0.7), (ways[len(ways) // 2 :], 0.6)):
+        tokens, macs = ([figures[figure] for figures in kept] for figure in ("tokens", "macs"))
+        # whole numbers for each frame: in space alone one token more may stay
+        assert np.abs(np.diff(tokens, axis=0)).max() <= 1
+        assert max(macs) < share * untouched["macs"]
+    lines = evidence.merging_table(found).splitlines()
+    assert len(lines) == 2 + len(found)
+    assert lines[2].startswith(f"| {row.title} | untouched | ")
