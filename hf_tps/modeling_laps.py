@@ -33,10 +33,12 @@ from .video_layers import (
     MLP,
     DropPath,
     PreparedModule,
+    clip_by_clip,
     drop_path_rates,
     eager_attention_forward,
     feed_forward,
     in_pieces,
+    takes_single_clips,
 )
 from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
 from .vit_layers import ViTEmbeddings, attend
@@ -64,13 +66,21 @@ class LAPSAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch * frames, tokens, channels) to the same, and the attention weights if the kernel gives them."""
-        tokens, channels = hidden_states.shape[1:]
-        clip = hidden_states.view(-1, frames, tokens, channels)
-        if self.level is not None:
-            order, inverse = leap_order(frames, self.level, clip.device)
-            groups = clip.index_select(1, order).unflatten(1, (-1, 2)).flatten(2, 3).flatten(0, 1)
+        clips = hidden_states.unflatten(0, (-1, frames))
+        if takes_single_clips(self):
+            attended, weights = clip_by_clip(lambda some: self.attend_in_clips(some, **kwargs)[0], clips), None
         else:
-            groups = clip.flatten(1, 2) if self.joint else hidden_states
+            attended, weights = self.attend_in_clips(clips, **kwargs)
+        return attended.flatten(0, 1), weights
+
+    def attend_in_clips(self, clips: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(batch, frames, tokens, channels) to the same, and the attention weights if the kernel gives them."""
+        frames, tokens, channels = clips.shape[1:]
+        if self.level is not None:
+            order, inverse = leap_order(frames, self.level, clips.device)
+            groups = clips.index_select(1, order).unflatten(1, (-1, 2)).flatten(2, 3).flatten(0, 1)
+        else:
+            groups = clips.flatten(1, 2) if self.joint else clips.flatten(0, 1)
 
         query, key, value = self.qkv(groups).chunk(3, dim=-1)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -78,12 +88,12 @@ class LAPSAttention(nn.Module):
         )
         attended, weights = attend(attention_interface, self, query, key, value, **kwargs)
 
-        attended = attended.reshape(clip.shape[0], -1, tokens, channels)
+        attended = attended.reshape(clips.shape[0], -1, tokens, channels)
         if self.level is not None:
             attended = attended.index_select(1, inverse)
         if self.heads_of_shift is not None:
             attended = periodic_shift(attended, self.config.shift_div, self.heads_of_shift)
-        return self.dropout(self.proj(attended.flatten(0, 1))), weights
+        return self.dropout(self.proj(attended)), weights
 
 
 class LAPSViTBlock(GradientCheckpointingLayer):
@@ -150,6 +160,22 @@ class VisformerConvMLP(nn.Module):
         return self.conv3(self.activation(self.conv2(self.activation(expanded))))
 
 
+def maps_clip_by_clip(
+    function: Callable[[torch.Tensor], torch.Tensor], norm: nn.BatchNorm2d, maps: torch.Tensor, frames: int
+) -> torch.Tensor:
+    """`clip_by_clip` on maps (batch * frames, channels, rows, columns), unless `norm` looks at all of them together."""
+    if norm.training:
+        return function(maps)
+
+    def on_clips(clips: torch.Tensor) -> torch.Tensor:
+        # pieces are joined as they lie in memory, channels last
+        done = function(clips.flatten(0, 1).permute(0, 3, 1, 2))
+        return done.permute(0, 2, 3, 1).unflatten(0, (-1, frames))
+
+    clips = maps.permute(0, 2, 3, 1).unflatten(0, (-1, frames))
+    return clip_by_clip(on_clips, clips).flatten(0, 1).permute(0, 3, 1, 2)
+
+
 class VisformerConvBlock(PreparedModule, GradientCheckpointingLayer):
     """A block of the first stage: no attention."""
 
@@ -166,8 +192,10 @@ class VisformerConvBlock(PreparedModule, GradientCheckpointingLayer):
         self.prepared = (weight * scale[:, None, None], bias)
 
     def forward(self, maps: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
-        branch = self.mlp(maps, self.prepared) if self.is_prepared() else self.mlp(self.norm2(maps))
-        return maps + self.drop_path(branch)
+        return maps + self.drop_path(maps_clip_by_clip(self.branch, self.norm2, maps, frames))
+
+    def branch(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.mlp(maps, self.prepared) if self.is_prepared() else self.mlp(self.norm2(maps))
 
 
 class VisformerBlock(GradientCheckpointingLayer):

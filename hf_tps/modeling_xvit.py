@@ -22,7 +22,15 @@ from .image_weights import (
     vit_image_fields,
 )
 from .temporal_shift import mixing_shift
-from .video_layers import MLP, DropPath, drop_path_rates, eager_attention_forward, feed_forward
+from .video_layers import (
+    MLP,
+    DropPath,
+    clip_by_clip,
+    drop_path_rates,
+    eager_attention_forward,
+    feed_forward,
+    takes_single_clips,
+)
 from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
 from .vit_layers import ViTEmbeddings, attend
 
@@ -61,24 +69,29 @@ class XViTMixingAttention(XViTSelfAttention):
 
     def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch * frames, tokens, channels) to the same, and the attention weights if the kernel gives them."""
-        tokens, channels = hidden_states.shape[1:]
-        qkv = self.qkv(hidden_states)
-        query = qkv[..., :channels]
-        if self.mixes or self.config.summary_token:
-            # (batch, frames, tokens, key or value, channels): both are mixed in one go
-            key_value = clip = qkv.view(-1, frames, tokens, 3, channels)[..., 1:, :]
-            if self.mixes:
-                config = self.config
-                key_value = mixing_shift(clip, config.shift_div, config.segment_length, config.temporal_window)
-            if self.config.summary_token:
-                # the mean over a frame's patches (not its class token), one more token for every frame of the clip
-                summary = clip[:, :, 1:].mean(dim=2)
-                key_value = torch.cat((key_value, summary[:, None].expand(-1, frames, -1, -1, -1)), dim=2)
-            key, value = key_value.flatten(0, 1).unbind(2)
+        clips = hidden_states.unflatten(0, (-1, frames))
+        if takes_single_clips(self):
+            attended, weights = clip_by_clip(lambda some: self.attend_in_clips(some, **kwargs)[0], clips), None
         else:
-            key, value = qkv[..., channels:].chunk(2, dim=-1)
+            attended, weights = self.attend_in_clips(clips, **kwargs)
+        return attended.flatten(0, 1), weights
+
+    def attend_in_clips(self, clips: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(batch, frames, tokens, channels) to the same, and the attention weights if the kernel gives them."""
+        frames, tokens, channels = clips.shape[1:]
+        # (batch, frames, tokens, query or key or value, channels); keys and values are mixed in one go
+        qkv = self.qkv(clips.flatten(0, 1)).view(-1, frames, tokens, 3, channels)
+        query, key_value = qkv[..., 0, :], qkv[..., 1:, :]
+        summary = key_value[:, :, 1:].mean(dim=2) if self.config.summary_token else None
+        if self.mixes:
+            config = self.config
+            key_value = mixing_shift(key_value, config.shift_div, config.segment_length, config.temporal_window)
+        if summary is not None:
+            # the mean over a frame's patches (not its class token), one more token for every frame of the clip
+            key_value = torch.cat((key_value, summary[:, None].expand(-1, frames, -1, -1, -1)), dim=2)
+        query, key, value = (part.flatten(0, 1) for part in (query, *key_value.unbind(3)))
         attended, weights = attend(self.attention_interface, self, query, key, value, **kwargs)
-        return self.dropout(self.proj(attended)), weights
+        return self.dropout(self.proj(attended)).unflatten(0, (-1, frames)), weights
 
 
 class XViTBlock(GradientCheckpointingLayer):

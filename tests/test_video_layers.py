@@ -8,6 +8,8 @@ import torch
 
 import hf_tps
 from hf_tps import video_layers
+from hf_tps.modeling_laps import LAPSAttention, VisformerConvMLP
+from hf_tps.modeling_xvit import XViTMixingAttention
 
 FAMILIES = ["tps", "xvit", "laps"]
 
@@ -89,6 +91,57 @@ def test_gradients_in_pieces_equal_those_as_a_whole(family, fields, pieces):
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=rounding)
     if family != "laps":
         assert len(pieces) - calls > calls
+
+
+@pytest.mark.parametrize("attention_class", [XViTMixingAttention, LAPSAttention])
+def test_attention_takes_clip_by_clip_unless_somebody_listens(attention_class, pieces, monkeypatch):
+    model = micro_models.classifier("xvit" if attention_class is XViTMixingAttention else "laps")
+    clip = micro_models.clip(model.config)
+    seen, attend = [], attention_class.attend_in_clips
+
+    def counting(self, clips, **kwargs):
+        seen.append(clips.shape[0])
+        return attend(self, clips, **kwargs)
+
+    monkeypatch.setattr(attention_class, "attend_in_clips", counting)
+    layers = [module for module in model.modules() if isinstance(module, attention_class)]
+    batch = clip.shape[0]
+    assert batch > 1
+    with torch.no_grad():
+        model.set_attn_implementation("sdpa")
+        model(clip)
+        assert seen == [1] * batch * len(layers)
+        heard = []
+        layers[0].qkv.register_forward_hook(lambda module, inputs, output: heard.append(output.numel()))
+        seen.clear()
+        model(clip)
+        assert seen == [batch] + [1] * batch * (len(layers) - 1)
+        assert len(heard) == 1
+        model.set_attn_implementation("eager")
+        seen.clear()
+        assert model(clip, output_attentions=True).attentions[0].shape[0] % batch == 0
+        assert seen == [batch] * len(layers)
+
+
+def test_convolutions_take_clip_by_clip_unless_their_norm_looks_at_the_batch(pieces, monkeypatch):
+    model = micro_models.classifier("laps")
+    clip = micro_models.clip(model.config)
+    randomise_norms(model)
+    frames, seen, convolve = clip.shape[1], [], VisformerConvMLP.forward
+
+    def counting(self, maps, folded=None):
+        seen.append(maps.shape[0])
+        return convolve(self, maps, folded)
+
+    monkeypatch.setattr(VisformerConvMLP, "forward", counting)
+    with torch.no_grad():
+        found = model(clip).logits
+        assert set(seen) == {frames}
+        with as_a_whole():
+            assert_equal_up_to_rounding(found, model(clip).logits)
+        seen.clear()
+        model.train()(clip)
+        assert set(seen) == {clip.shape[0] * frames}
 
 
 @pytest.mark.parametrize("bias_rows", [1, 4, 8])
