@@ -103,7 +103,7 @@ ROWS = (
         "XViT",
         "xvit",
         {"shift_div": 4, "classifier_dropout": 0.0, "temporal_head_layers": 1},
-        Recipe(epochs=1, learning_rate=5e-4),
+        Recipe(epochs=2, learning_rate=5e-4),
         # a head over the frames' tokens that has no positions does not see their order; it stays
         off={"shift_div": 0, "num_temporal_embeddings": 1},
         start="image",
