@@ -38,10 +38,9 @@ from .video_layers import (
     eager_attention_forward,
     feed_forward,
     in_pieces,
-    takes_single_clips,
 )
 from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
-from .vit_layers import ViTEmbeddings, attend
+from .vit_layers import ViTEmbeddings, attend, attend_clip_by_clip
 
 
 class LAPSAttention(nn.Module):
@@ -66,12 +65,7 @@ class LAPSAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch * frames, tokens, channels) to the same, and the attention weights if the kernel gives them."""
-        clips = hidden_states.unflatten(0, (-1, frames))
-        if takes_single_clips(self):
-            attended, weights = clip_by_clip(lambda some: self.attend_in_clips(some, **kwargs)[0], clips), None
-        else:
-            attended, weights = self.attend_in_clips(clips, **kwargs)
-        return attended.flatten(0, 1), weights
+        return attend_clip_by_clip(self, hidden_states, frames, **kwargs)
 
     def attend_in_clips(self, clips: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, frames, tokens, channels) to the same, and the attention weights if the kernel gives them."""

@@ -128,14 +128,6 @@ def clip_by_clip(function: Callable, clips: torch.Tensor) -> torch.Tensor:
     return in_pieces(function, 3 * clips[0].numel(), clips)
 
 
-def takes_single_clips(attention: nn.Module) -> bool:
-    """
-    Whether an attention with `qkv` may see a batch clip by clip: not where its weights are wanted, which sdpa does not
-    give, nor where somebody listens to its queries, keys and values.
-    """
-    return attention.config._attn_implementation == "sdpa" and not attention.qkv._forward_hooks
-
-
 def feed_forward(block: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     """The second half of a pre-norm block with `norm2`, `mlp` and `drop_path`: (..., channels) to the same."""
     tokens, width = hidden_states.flatten(0, -2), block.mlp.fc1.out_features
