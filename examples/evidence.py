@@ -134,7 +134,7 @@ MERGING = {
         ("random drop", {"method": "drop"}),
     ),
 }
-RANDOM = ("random", "drop")  # ends of the names of methods
+RANDOM = ("random", "drop", "tube-random", "tube-drop")  # methods
 RANDOM_SEEDS = 3
 
 
@@ -202,13 +202,12 @@ def test_merging(row: Row, folders: Sequence[Path], benchmark: Benchmark) -> lis
         runs = []
         for folder in folders:
             model = STTMForVideoClassification.from_video_pretrained(folder, **settings)
-            for seed in range(RANDOM_SEEDS if settings.get("method", "").endswith(RANDOM) else 1):
+            for seed in range(RANDOM_SEEDS if settings.get("method") in RANDOM else 1):
                 torch.manual_seed(seed)
                 runs.append(motion_figures(model, processor, benchmark, ("top1", "reversed")))
         figures = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
         backbone = model.config.backbone_config
-        family = family_of_config(backbone)
-        grid = family.grid(backbone, family.clip_size(backbone))
+        grid = family_of_config(backbone).own_grid(backbone)
         lengths = [budget.length_out for budget in model.config.merge_plan().budgets(grid)]
         macs = count_macs(model.config, model.config.image_size)
         found.append({"model": row.title, "title": title, "macs": macs, "tokens": lengths, **figures})

@@ -688,7 +688,7 @@ def drop_at_random(
 BASELINES = ("tome", "random", "drop", "tube-random", "tube-drop")
 MERGE_METHODS = ("match", "tube", "pool", *BASELINES)
 # The same merges in all frames, which are never joined: their budgets are made with pair_groups=False.
-TUBE_METHODS = tuple(method for method in MERGE_METHODS if method.startswith("tube"))
+TUBE_METHODS = ("tube", "tube-random", "tube-drop")
 
 
 def merge_tokens(
@@ -722,7 +722,7 @@ def merge_tokens(
     if method == "tome":
         return merge_alternate(state, metric, budget)
     tube = method in TUBE_METHODS
-    if method.endswith("random"):
+    if method in ("random", "tube-random"):
         return merge_at_random(state, metric, budget, generator, tube)
     return drop_at_random(state, budget, generator, tube)
 

@@ -93,11 +93,15 @@ class VideoTransformer:
         frames, rows, columns = (size // step for size, step in zip(clip_size, self.tubelet(config), strict=True))
         return frames, rows, columns
 
+    def own_grid(self, config) -> Grid:
+        """The tokens of the clips that the config is for."""
+        return self.grid(config, self.clip_size(config))
+
     def check_call(self, config, grid: Grid, arguments: dict[str, Any]):
         """Raise a ValueError for what a call asks for that merged tokens cannot give."""
 
     def require_own_grid(self, config, grid: Grid, axes: slice = slice(None)):
-        own = self.grid(config, self.clip_size(config))
+        own = self.own_grid(config)
         if grid[axes] != own[axes]:
             raise ValueError(
                 f"This {config.model_type} takes clips of {own} tokens over time, rows and columns, as its config says; these "
@@ -132,7 +136,7 @@ class VideoTransformer:
         """What must be told to the modules that read the merged tokens."""
 
     def embedding_macs(self, config) -> int:
-        tokens = math.prod(self.grid(config, self.clip_size(config)))
+        tokens = math.prod(self.own_grid(config))
         channels = getattr(config, "num_channels", None) or config.in_chans
         return tokens * math.prod(self.tubelet(config)) * channels * config.hidden_size
 
@@ -482,7 +486,7 @@ def plan_merging(
     )
     if keep_ratio is None and method != "pool" and merges_per_stage is None:
         plan = plan._replace(keep_ratio=keep_ratio_for_cut(config, plan))
-    grid = family.grid(config, family.clip_size(config))
+    grid = family.own_grid(config)
     # Also for meta tokens that only steer: their cells must not be finer than the tokens.
     if meta_weight and method != "pool":
         pool_budget(grid, settings.meta_grid, 1)
@@ -500,7 +504,7 @@ def multiply_accumulates(config, plan: MergePlan | None = None) -> int:
         plan: None: the untouched model.
     """
     family = family_of_config(config)
-    grid = family.grid(config, family.clip_size(config))
+    grid = family.own_grid(config)
     lengths = [math.prod(grid)]
     stages: tuple[int, ...] = ()
     if plan is not None:

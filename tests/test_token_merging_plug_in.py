@@ -95,7 +95,7 @@ def test_every_block_reads_the_tokens_that_the_budget_leaves(name):  # (4)
     model, clip = video_transformers.build(name), video_transformers.clip(name)
     plan = plan_merging(model.config, keep_ratio=0.7)
     family = VIDEO_TRANSFORMERS[type(find_video_transformer(model)).__name__]
-    grid = family.grid(model.config, family.clip_size(model.config))
+    grid = family.own_grid(model.config)
     lengths = [budget.length_out for budget in plan.budgets(grid)]
     add_token_merging(model, keep_ratio=0.7)
     states = model(clip, output_hidden_states=True).hidden_states
