@@ -22,16 +22,16 @@ demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py $(if $(VIDEO),"$(VIDEO)")
 
 evidence: $(VENV)/.ready
-	$(BIN)/python examples/evidence.py
+	$(BIN)/python examples/experiments/evidence.py
 
 ablations: $(VENV)/.ready
-	$(BIN)/python examples/ablations.py
+	$(BIN)/python examples/experiments/ablations.py
 
 test: lint
 	$(BIN)/python -m pytest tests
 
 benchmark: $(VENV)/.ready
-	$(BIN)/python examples/benchmark.py $(ARGUMENTS)
+	$(BIN)/python examples/benchmarks/benchmark.py $(ARGUMENTS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

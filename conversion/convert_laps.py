@@ -7,9 +7,13 @@ start from, to a folder that Transformers loads:
 
 import argparse
 import sys
+from pathlib import Path
 
 import torch
-from common import (
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the clone, wherever this file is run from
+
+from conversion.common import (
     KNOWN_LABELS,
     ConversionError,
     Converted,
@@ -24,7 +28,6 @@ from common import (
     strip_prefix,
     view_settings,
 )
-
 from hf_tps import LAPSConfig, LAPSForVideoClassification
 from hf_tps.image_weights import (
     ImageCheckpoint,

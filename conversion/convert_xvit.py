@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import torch
-from common import (
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the clone, wherever this file is run from
+
+from conversion.common import (
     KNOWN_LABELS,
     ConversionError,
     Converted,
@@ -26,7 +29,6 @@ from common import (
     strip_prefix,
     view_settings,
 )
-
 from hf_tps import XViTConfig, XViTForVideoClassification
 from hf_tps.image_weights import (
     ImageCheckpoint,

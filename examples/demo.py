@@ -21,10 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from make_motion_dataset import CLASSES
-from motion_experiments import ALLOCATOR, SMALL_TPS, Recipe, training_flags
 from transformers import pipeline
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the clone, wherever this file is run from
+
+from examples.experiments.make_motion_dataset import CLASSES
+from examples.experiments.motion_experiments import ALLOCATOR, SMALL_TPS, Recipe, training_flags
 from hf_tps import TPSConfig
 from hf_tps.video_reading import read_video
 
@@ -50,7 +52,7 @@ def step(title: str, *command: str, launch: bool = False) -> None:
 def write_videos(folder: str) -> None:
     step(
         "write videos whose classes differ in the order of the frames alone",
-        *("examples/make_motion_dataset.py", folder, "--overwrite"),
+        *("examples/experiments/make_motion_dataset.py", folder, "--overwrite"),
         *("--train_clips", str(TRAIN_CLIPS), "--validation_clips", str(VALIDATION_CLIPS)),
     )
 

@@ -27,9 +27,7 @@ from .image_weights import (
     visformer_map_side,
     vit_image_fields,
 )
-from .leap_attention import leap_order, leap_pairs
-from .temporal_shift import periodic_shift, token_shift
-from .video_layers import (
+from .layers import (
     MLP,
     DropPath,
     PreparedModule,
@@ -39,7 +37,9 @@ from .video_layers import (
     feed_forward,
     in_pieces,
 )
-from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
+from .leap_attention import leap_order, leap_pairs
+from .modeling_base import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
+from .temporal_shift import periodic_shift, token_shift
 from .vit_layers import ViTEmbeddings, attend, attend_clip_by_clip
 
 

@@ -13,11 +13,11 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_sttm import STTMConfig
 from .image_weights import load_image_checkpoint
+from .modeling_base import PreTrainedModelAroundBackbone, VideoClassificationMixin, check_pixel_values, sort_keywords
 from .modeling_laps import LAPSForVideoClassification, LAPSModel
 from .modeling_xvit import XViTForVideoClassification, XViTModel
 from .token_merging import MergeState, size_weighted_mean
 from .token_merging_plug_in import VIDEO_TRANSFORMERS, plug_merging
-from .video_model import PreTrainedModelAroundBackbone, VideoClassificationMixin, check_pixel_values, sort_keywords
 
 OWN_MODELS = {"xvit": (XViTModel, XViTForVideoClassification), "laps": (LAPSModel, LAPSForVideoClassification)}
 

@@ -15,8 +15,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_tps import TPSConfig
 from .image_weights import SWIN_FREE_FIELDS, ImageCheckpoint, check_given_sizes, inflate_swin, swin_image_fields
-from .temporal_shift import channel_shift, resolve_patch_shift_pattern
-from .video_layers import (
+from .layers import (
     MLP,
     DropPath,
     PreparedModule,
@@ -25,7 +24,8 @@ from .video_layers import (
     feed_forward,
     in_pieces,
 )
-from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
+from .modeling_base import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
+from .temporal_shift import channel_shift, resolve_patch_shift_pattern
 from .window_layout import WindowLayout, relative_position_index, temporal_resize_matrix, window_grid, window_layout
 
 logger = logging.get_logger(__name__)

@@ -11,8 +11,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_video_shift import VideoShiftConfig
+from .modeling_base import PreTrainedModelAroundBackbone, VideoClassificationMixin, check_pixel_values
 from .temporal_shift_plug_in import add_temporal_shift
-from .video_model import PreTrainedModelAroundBackbone, VideoClassificationMixin, check_pixel_values
 
 # The image classifiers of these have no use for the base model's pooler, a dense layer: the class token is their feature.
 # Swin's mean, and the norm of BEiT's mean, belong to the feature; the others give their class token without a pooler.

@@ -21,9 +21,9 @@ from .image_weights import (
     resize_vit_positions,
     vit_image_fields,
 )
+from .layers import MLP, DropPath, drop_path_rates, eager_attention_forward, feed_forward
+from .modeling_base import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
 from .temporal_shift import mixing_shift
-from .video_layers import MLP, DropPath, drop_path_rates, eager_attention_forward, feed_forward
-from .video_model import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
 from .vit_layers import ViTEmbeddings, attend, attend_clip_by_clip
 
 

@@ -30,6 +30,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .index_cache import cached_by_shape
+from .layers import pair
 from .temporal_shift import (
     channel_shift,
     mixing_shift,
@@ -38,7 +39,6 @@ from .temporal_shift import (
     resolve_patch_shift_pattern,
     token_shift,
 )
-from .video_layers import pair
 
 
 class ImageTransformer(NamedTuple):

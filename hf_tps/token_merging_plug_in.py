@@ -33,6 +33,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .layers import eager_attention_forward, pair
 from .leap_attention import leap_order
 from .token_merging import (
     BASELINES,
@@ -51,7 +52,6 @@ from .token_merging import (
     size_weighted_mean,
     start_merging,
 )
-from .video_layers import eager_attention_forward, pair
 
 MERGE_POINT = "after_block"
 # The cut that STTM reports at similar accuracy; `keep_ratio=None` aims at it.

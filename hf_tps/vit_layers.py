@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from .video_layers import clip_by_clip
+from .layers import clip_by_clip
 
 
 def resize_positions(positions: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

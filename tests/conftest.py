@@ -19,7 +19,6 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "goldens"), str(ROOT / "conversion"), str(ROOT / "examples")]
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import golden_cases
 import torch
 from transformers import AutoModelForVideoClassification
+
+from tests import golden_cases
 
 
 def logits_of(folder: Path, golden: dict) -> torch.Tensor:

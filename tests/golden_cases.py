@@ -4,12 +4,12 @@ import json
 import math
 from pathlib import Path
 
-import recipe
 import torch
 import yaml
 
 from hf_tps.temporal_shift import PATCH_SHIFT_PATTERNS
 from hf_tps.window_layout import relative_position_index
+from tests.goldens import recipe
 
 FOLDER = Path(__file__).parent / "goldens"
 # goldens/README.md: what tells a wrong method from rounding

@@ -2,12 +2,12 @@
 
 import json
 
-import micro_models
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, Trainer, TrainingArguments
 
 import hf_tps
+from tests import micro_models
 
 FAMILIES = [config.model_type for config, _, _ in hf_tps.FAMILIES]
 

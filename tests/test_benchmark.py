@@ -5,16 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import benchmark
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
+from examples.benchmarks import benchmark
+
 
 def run(cwd: Path, root: Path, *arguments: str) -> subprocess.CompletedProcess:
-    script = root / "examples" / "benchmark.py"
+    script = root / "examples" / "benchmarks" / "benchmark.py"
     command = [sys.executable, str(script), "--smoke", "--rounds", "2", "--threads", "1", "--device", "cpu", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 

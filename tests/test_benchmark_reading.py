@@ -2,8 +2,9 @@
 
 import json
 
-import benchmark_reading
 import pytest
+
+from examples.benchmarks import benchmark_reading
 
 
 def test_both_readers_read_the_same_frames_and_the_table_has_a_line_for_each_setting(tmp_path, capsys):

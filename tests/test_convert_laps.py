@@ -3,18 +3,17 @@
 from functools import partial
 from pathlib import Path
 
-import conversion_checks
-import convert_laps
-import golden_cases
 import pytest
-import recipe
 import torch
 import yaml
-from conversion_checks import logits_of
 from transformers import AutoModelForVideoClassification
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
+from conversion import convert_laps
 from hf_tps import LAPSForVideoClassification, LAPSModel
+from tests import conversion_checks, golden_cases
+from tests.conversion_checks import logits_of
+from tests.goldens import recipe
 
 MICRO = ["laps_visformer_micro", "laps_visformer_micro_mixed"]
 FULL = [

@@ -9,17 +9,17 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import conversion_checks
-import convert_tps
-import golden_cases
 import numpy as np
 import pytest
-import recipe
 import torch
-from conversion_checks import logits_of
 from transformers import AutoModelForVideoClassification, pipeline
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
-from video_files import moving_frames, write_video
+
+from conversion import convert_tps
+from tests import conversion_checks, golden_cases
+from tests.conversion_checks import logits_of
+from tests.goldens import recipe
+from tests.video_files import moving_frames, write_video
 
 MICRO = ["tps_micro", "tps_micro_4stage", "tps_micro_pad", "tps_micro_pad4"]
 FULL = ["tps_tiny_k400", "tps_tiny_sthv2", "tps_base_sthv2"]
@@ -377,9 +377,9 @@ def test_runs_as_a_program_from_any_folder(micro_file, tmp_path, root):
 
 def test_push_to_hub_uploads_the_finished_folder(micro_file, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr("common.HfApi.create_repo", lambda self, name, **kw: calls.append(("create", name)))
+    monkeypatch.setattr("conversion.common.HfApi.create_repo", lambda self, name, **kw: calls.append(("create", name)))
     monkeypatch.setattr(
-        "common.HfApi.upload_folder",
+        "conversion.common.HfApi.upload_folder",
         lambda self, repo_id, folder_path, **kw: calls.append(
             (repo_id, {file.name for file in Path(folder_path).iterdir()})
         ),

@@ -3,15 +3,15 @@
 from functools import partial
 from pathlib import Path
 
-import conversion_checks
-import convert_xvit
-import golden_cases
 import pytest
-import recipe
 import torch
-from conversion_checks import logits_of
 from transformers import AutoModelForVideoClassification, ViTConfig, ViTModel
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+
+from conversion import convert_xvit
+from tests import conversion_checks, golden_cases
+from tests.conversion_checks import logits_of
+from tests.goldens import recipe
 
 MICRO = ["xvit_micro", "xvit_micro_seg8", "xvit_micro_112"]
 FULL = ["xvit_b16_k600", "xvit_b16_ssv2"]

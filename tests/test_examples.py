@@ -4,11 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import micro_models
 import numpy as np
 import pytest
 from PIL import Image
-from video_files import moving_frames, write_video
+
+from tests import micro_models
+from tests.video_files import moving_frames, write_video
 
 
 @pytest.fixture

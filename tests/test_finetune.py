@@ -10,20 +10,18 @@ import sys
 import time
 from pathlib import Path
 
-import evaluate
-import finetune
-import micro_models
 import pytest
 import torch
-import video_transformers
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 from transformers import AutoModelForVideoClassification, SwinConfig, SwinModel, ViTConfig, ViTModel
-from video_folders import write_colour, write_colour_folders
 
 import hf_tps
+from examples import evaluate, finetune
 from hf_tps.training import results as outcome
 from hf_tps.training.checkpoints import list_checkpoints
+from tests import micro_models, video_transformers
+from tests.video_folders import write_colour, write_colour_folders
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,3 @@
-import golden_cases
 import pytest
 import torch
 
@@ -6,6 +5,7 @@ from hf_tps import LAPSConfig
 from hf_tps.leap_attention import leap_order, leap_pairs
 from hf_tps.modeling_laps import LAPSAttention
 from hf_tps.temporal_shift import periodic_shift
+from tests import golden_cases
 
 OPS = golden_cases.load("ops")
 CPU = torch.device("cpu")

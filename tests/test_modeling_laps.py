@@ -1,10 +1,10 @@
-import micro_models
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTModel
 
 from hf_tps import LAPSConfig, LAPSForVideoClassification, LAPSModel
+from tests import micro_models
 
 BASE2D = {"attention_scope": "frame", "shift": None}
 BASE3D = {"attention_scope": "joint", "shift": None}

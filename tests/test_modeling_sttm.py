@@ -5,16 +5,15 @@ import os
 import subprocess
 import sys
 
-import micro_models
 import pytest
 import torch
-import video_transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForVideoClassification, VideoMAEConfig, VideoMAEForPreTraining, VivitConfig
 
 from hf_tps import STTMConfig, STTMForVideoClassification, STTMModel, XViTConfig, add_token_merging
 from hf_tps.token_merging import unmerge
+from tests import micro_models, video_transformers
 
 FAMILIES = list(video_transformers.MODELS)
 

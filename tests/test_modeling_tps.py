@@ -1,13 +1,12 @@
-import golden_cases
-import micro_models
 import pytest
-import recipe
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import SwinConfig, SwinModel
 
 from hf_tps import TPSConfig, TPSForVideoClassification, TPSModel
 from hf_tps.modeling_tps import TPSAttention
+from tests import golden_cases, micro_models
+from tests.goldens import recipe
 
 TINY = {}
 BASE = {"depths": (2, 2, 18, 2), "embed_dim": 128, "num_heads": (4, 8, 16, 32)}

@@ -2,12 +2,9 @@
 
 import json
 
-import micro_models
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_image_weights import old_layout
-from test_temporal_shift_plug_in import BASES, MODELS, build, caught
 from transformers import (
     BeitConfig,
     BeitForMaskedImageModeling,
@@ -20,7 +17,6 @@ from transformers import (
     ViTForMaskedImageModeling,
     pipeline,
 )
-from video_files import moving_frames, write_video
 
 from hf_tps import (
     VideoShiftConfig,
@@ -31,6 +27,10 @@ from hf_tps import (
 )
 from hf_tps.configuration_video_shift import BACKBONES
 from hf_tps.temporal_shift_plug_in import IMAGE_TRANSFORMERS, SHIFTS, find_image_transformer
+from tests import micro_models
+from tests.test_image_weights import old_layout
+from tests.test_temporal_shift_plug_in import BASES, MODELS, build, caught
+from tests.video_files import moving_frames, write_video
 
 FRAMES = 4
 CLASSIFIERS = [name for name in MODELS if name not in BASES]

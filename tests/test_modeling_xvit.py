@@ -1,4 +1,3 @@
-import micro_models
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -6,6 +5,7 @@ from transformers import DeiTConfig, DeiTModel, ViTConfig, ViTModel
 
 from hf_tps import XViTConfig, XViTForVideoClassification, XViTModel
 from hf_tps.temporal_shift import mixing_shift
+from tests import micro_models
 
 
 def on_meta(**settings) -> XViTForVideoClassification:

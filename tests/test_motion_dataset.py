@@ -4,11 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import make_motion_dataset as motion
 import numpy as np
 import pytest
 from PIL import Image
 
+from examples.experiments import make_motion_dataset as motion
 from hf_tps.video_reading import read_video
 
 SETTINGS = motion.MotionSettings()
@@ -23,7 +23,7 @@ def written(root, tmp_path_factory) -> Path:
 
 
 def make(root: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    script = root / "examples" / "make_motion_dataset.py"
+    script = root / "examples" / "experiments" / "make_motion_dataset.py"
     sizes = ["--train_clips", "24", "--validation_clips", "12", "--num_frames", "4"]
     command = [sys.executable, str(script), str(folder), *sizes, *arguments]
     return subprocess.run(command, capture_output=True, text=True)

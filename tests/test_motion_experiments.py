@@ -1,13 +1,8 @@
 """The rows of evidence.py and ablations.py, and how their models are tested on the motion benchmark."""
 
-import ablations
-import evidence
-import motion_experiments as experiments
 import numpy as np
 import pytest
 import torch
-from image_start import inflate_to_vivit, still_pictures, train_image_start
-from make_motion_dataset import CLASSES, MotionSettings, opposite_class, sprite_poses, write_dataset
 from transformers import (
     AutoConfig,
     AutoModelForVideoClassification,
@@ -20,6 +15,16 @@ from transformers import (
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 import hf_tps
+from examples.experiments import ablations, evidence
+from examples.experiments import motion_experiments as experiments
+from examples.experiments.image_start import inflate_to_vivit, still_pictures, train_image_start
+from examples.experiments.make_motion_dataset import (
+    CLASSES,
+    MotionSettings,
+    opposite_class,
+    sprite_poses,
+    write_dataset,
+)
 from hf_tps import TPSVideoProcessor
 from hf_tps.frame_sampling import sample_frame_indices
 from hf_tps.training.data import SAMPLING_SETTINGS

@@ -6,14 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import micro_models
 import pytest
 import torch
 from transformers import AutoModelForVideoClassification, pipeline
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
-from video_files import moving_frames, write_video
 
 import hf_tps
+from tests import micro_models
+from tests.video_files import moving_frames, write_video
 
 FAMILIES = [config.model_type for config, _, _ in hf_tps.FAMILIES]
 

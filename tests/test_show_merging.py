@@ -5,15 +5,15 @@ import sys
 from pathlib import Path
 
 import av
-import merging_costs
 import numpy as np
 import pytest
-import show_merging
-import video_transformers
 from PIL import Image
-from video_files import moving_frames, write_video
 
+from examples import show_merging
+from examples.benchmarks import merging_costs
 from hf_tps import STTMForVideoClassification, TPSVideoProcessor
+from tests import video_transformers
+from tests.video_files import moving_frames, write_video
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-import golden_cases
 import pytest
 import torch
 
@@ -13,6 +12,7 @@ from hf_tps.temporal_shift import (
     tile_patch_shift_pattern,
     token_shift,
 )
+from tests import golden_cases
 
 OPS = golden_cases.load("ops")
 

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-import video_transformers
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -37,6 +36,7 @@ from hf_tps.token_merging_plug_in import (
     multiply_accumulates,
     plan_merging,
 )
+from tests import video_transformers
 
 FAMILIES = list(video_transformers.MODELS)
 JOINT = ["videomae", "vivit", "vjepa2"]

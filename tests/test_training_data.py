@@ -6,8 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.data import DataLoader
-from video_files import moving_frames, write_video
-from video_folders import COLOURS, write_colour_folders
 
 import hf_tps
 from hf_tps.training.data import (
@@ -26,6 +24,8 @@ from hf_tps.training.data import (
 )
 from hf_tps.training.frame_cache import FrameCache
 from hf_tps.video_reading import read_video
+from tests.video_files import moving_frames, write_video
+from tests.video_folders import COLOURS, write_colour_folders
 
 
 @pytest.fixture(scope="module")

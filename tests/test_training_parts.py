@@ -2,7 +2,6 @@
 
 import argparse
 
-import micro_models
 import numpy as np
 import pytest
 import torch
@@ -24,6 +23,7 @@ from hf_tps.training.protocols import PROTOCOLS, protocol_views
 from hf_tps.training.recipes import RECIPES
 from hf_tps.training.starting_points import class_order, load_model, load_processor, parse_overrides
 from hf_tps.video_processing_tps import TPSVideoProcessor
+from tests import micro_models
 
 
 def parse(*argv: str) -> argparse.Namespace:

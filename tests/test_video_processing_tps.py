@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers.image_utils import PILImageResampling
 from transformers.video_utils import VideoMetadata
-from video_files import corner_frame, moving_frames, write_video
 
 from hf_tps.video_processing_tps import TPSVideoProcessor
 from hf_tps.video_reading import read_video
+from tests.video_files import corner_frame, moving_frames, write_video
 
 # Frames of 48x64 pixels go through untouched, as float32 in [0, 255].
 RAW = {

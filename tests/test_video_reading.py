@@ -11,7 +11,10 @@ import av
 import numpy as np
 import pytest
 import torch
-from video_files import (
+
+from hf_tps import video_reading
+from hf_tps.video_reading import read_video
+from tests.video_files import (
     corner_frame,
     cut,
     decode_from_start_to_end,
@@ -20,9 +23,6 @@ from video_files import (
     write_sound,
     write_video,
 )
-
-from hf_tps import video_reading
-from hf_tps.video_reading import read_video
 
 VP9 = {"codec": "libvpx-vp9", "codec_options": {"cpu-used": "8", "deadline": "realtime"}}
 B_FRAMES = {"codec_options": {"bf": "3"}}

@@ -1,14 +1,13 @@
 import zlib
 
-import golden_cases
 import pytest
-import slow_twins
 import torch
 
 from hf_tps import TPSConfig
 from hf_tps.modeling_tps import TPSAttention
 from hf_tps.temporal_shift import PATCH_SHIFT_PATTERNS
 from hf_tps.window_layout import relative_position_index, temporal_resize_matrix, window_grid, window_layout
+from tests import golden_cases, slow_twins
 
 OPS = golden_cases.load("ops")
 CPU = torch.device("cpu")

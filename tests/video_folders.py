@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-from video_files import write_video
+
+from tests.video_files import write_video
 
 COLOURS = {"blue": (30, 30, 220), "green": (30, 200, 30), "red": (220, 30, 30)}
 

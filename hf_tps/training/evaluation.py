@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..video_model import aggregate_views
+from ..modeling_base import aggregate_views
 from .data import BrokenVideos, VideoDataset, collate
 
 

@@ -2,14 +2,14 @@
 
 from unittest import mock
 
-import micro_models
 import pytest
 import torch
 
 import hf_tps
-from hf_tps import video_layers
+from hf_tps import layers
 from hf_tps.modeling_laps import LAPSAttention, VisformerConvMLP
 from hf_tps.modeling_xvit import XViTMixingAttention
+from tests import micro_models
 
 FAMILIES = ["tps", "xvit", "laps"]
 
@@ -21,7 +21,7 @@ def assert_equal_up_to_rounding(actual: torch.Tensor, expected: torch.Tensor):
 @pytest.fixture
 def pieces(monkeypatch) -> list[int]:
     """Makes pieces so small that micro models need many; lists how many rows each call of the function took."""
-    monkeypatch.setattr(video_layers, "PIECE_BYTES", 2000)
+    monkeypatch.setattr(layers, "PIECE_BYTES", 2000)
     rows, add = [], torch.nn.LayerNorm.forward
 
     def counting(self, tokens):
@@ -34,11 +34,11 @@ def pieces(monkeypatch) -> list[int]:
 
 def as_a_whole():
     """A context in which everything fits into one piece."""
-    return mock.patch.object(video_layers, "PIECE_BYTES", 2**40)
+    return mock.patch.object(layers, "PIECE_BYTES", 2**40)
 
 
 def test_rows_are_cut_into_pieces_of_the_given_size(monkeypatch):
-    monkeypatch.setattr(video_layers, "PIECE_BYTES", 48)
+    monkeypatch.setattr(layers, "PIECE_BYTES", 48)
     seen = []
 
     def double(rows, others):
@@ -47,11 +47,11 @@ def test_rows_are_cut_into_pieces_of_the_given_size(monkeypatch):
 
     rows, others = torch.randn(8, 5), torch.randn(8, 5)
     with torch.no_grad():
-        assert torch.equal(video_layers.in_pieces(double, 4, rows, others), 2 * rows + others)
+        assert torch.equal(layers.in_pieces(double, 4, rows, others), 2 * rows + others)
         assert seen == [3, 3, 2]
-        video_layers.in_pieces(double, 100, rows, others)
+        layers.in_pieces(double, 100, rows, others)
         assert seen[3:] == [1] * 8, "a row that is too large by itself is one piece"
-        video_layers.in_pieces(double, 4, rows.bfloat16(), others.bfloat16())
+        layers.in_pieces(double, 4, rows.bfloat16(), others.bfloat16())
     assert seen[11:] == [6, 2], "half the bytes, twice the rows"
 
 
@@ -146,12 +146,12 @@ def test_convolutions_take_clip_by_clip_unless_their_norm_looks_at_the_batch(pie
 
 @pytest.mark.parametrize("bias_rows", [1, 4, 8])
 def test_a_tensor_of_fewer_rows_is_repeated(bias_rows, monkeypatch):
-    monkeypatch.setattr(video_layers, "PIECE_BYTES", 12)
+    monkeypatch.setattr(layers, "PIECE_BYTES", 12)
     rows, bias = torch.randn(8, 5), torch.randn(bias_rows, 5, requires_grad=True)
     weights = torch.randn(8, 5)
-    output = video_layers.in_pieces(torch.add, 1, rows, bias)
+    output = layers.in_pieces(torch.add, 1, rows, bias)
     with torch.no_grad():
-        assert torch.equal(video_layers.in_pieces(torch.add, 1, rows, bias), output)
+        assert torch.equal(layers.in_pieces(torch.add, 1, rows, bias), output)
     assert torch.equal(output, rows + bias.repeat(8 // bias_rows, 1))
     (output * weights).sum().backward()
     torch.testing.assert_close(bias.grad, weights.unflatten(0, (-1, bias_rows)).sum(0))
@@ -168,7 +168,7 @@ def prepared_modules(model: torch.nn.Module) -> list:
     return [
         module
         for module in model.modules()
-        if isinstance(module, video_layers.PreparedModule) and module.prepared is not None
+        if isinstance(module, layers.PreparedModule) and module.prepared is not None
     ]
 
 
@@ -267,6 +267,6 @@ def test_stochastic_depth_drops_whole_samples_without_gradients_too(pieces):
     block = hf_tps.TPSModel(micro_models.config("tps", drop_path_rate=1.0)).train().stages[1].blocks[1]
     tokens = torch.randn(6, 3, 4, 4, 32)
     with torch.no_grad():
-        assert torch.equal(video_layers.feed_forward(block, tokens), tokens)
+        assert torch.equal(layers.feed_forward(block, tokens), tokens)
     assert len(pieces) > 1
     assert sum(pieces) == tokens[..., 0].numel()

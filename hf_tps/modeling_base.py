@@ -14,7 +14,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from .image_weights import ImageCheckpoint, load_image_checkpoint
-from .video_layers import PreparedModule
+from .layers import PreparedModule
 
 
 def check_pixel_values(pixel_values: torch.Tensor, num_channels: int, ranks: tuple[int, ...] = (5,)) -> None:

@@ -1,7 +1,7 @@
 """
 Count what token merging saves, on the real modules of every family at its default setting, as a Markdown table:
 
-    python examples/merging_costs.py
+    python examples/benchmarks/merging_costs.py
 
 Multiply-accumulates are half of FlopCounterMode's total, on the meta device, batch 1: no weights are made.
 """

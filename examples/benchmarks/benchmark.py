@@ -1,7 +1,7 @@
 """
 Measure models against each other and against the machine, in one process and interleaved:
 
-    python examples/benchmark.py --models tps-tiny swin-tiny --batch_size 1 4 --passes forward train
+    python examples/benchmarks/benchmark.py --models tps-tiny swin-tiny --batch_size 1 4 --passes forward train
 
 Each round times a matrix product and then every model once (A B A B ...). Figures are medians over the rounds; `ratio` is the
 median of a model's time over that of its peer in the same round. All weights are random. The table goes to standard output;
@@ -472,7 +472,7 @@ def draw(rows: list[Row], path: Path) -> None:
 
 def write_results(rows: list[Row], arguments: argparse.Namespace) -> None:
     results = {
-        "command": " ".join(["python", "examples/benchmark.py", *arguments.command]),
+        "command": " ".join(["python", "examples/benchmarks/benchmark.py", *arguments.command]),
         "machine": machine(arguments.device),
         "rows": [asdict(row) for row in rows],
     }

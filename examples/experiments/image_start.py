@@ -12,8 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from make_motion_dataset import MotionSettings, motion_clip, sprite_poses
-from motion_experiments import cpu_multiplies_bfloat16
 from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import (
@@ -25,6 +23,11 @@ from transformers import (
     VivitModel,
     get_cosine_schedule_with_warmup,
 )
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, wherever this file is run from
+
+from examples.experiments.make_motion_dataset import MotionSettings, motion_clip, sprite_poses
+from examples.experiments.motion_experiments import cpu_multiplies_bfloat16
 
 CELLS = 8  # along each side: where the sprite is
 TURNS = 8  # parts of a full turn: where its light end points

@@ -1,7 +1,7 @@
 """
 How fast frames come out of videos: this package's reader and processor against those of Transformers, side by side.
 
-    python examples/benchmark_reading.py --output_dir reading
+    python examples/benchmarks/benchmark_reading.py --output_dir reading
 
 Writes the videos first (640 x 360, H.264: 10 seconds and 10 minutes, with a keyframe each second and with x264's own
 keyframes), then reads 8, 16 and 32 frames of each, in turns, and prints a Markdown table of median times. "ideal" is the

@@ -1,7 +1,7 @@
 """
 The ablations of TPS (paper, tables 2 to 4) in small, on the motion benchmark: which patches move, which of the two shifts, which bias.
 
-    python examples/ablations.py [--only pattern-A pattern-C] [--output_dir ablations_output]
+    python examples/experiments/ablations.py [--only pattern-A pattern-C] [--output_dir ablations_output]
 
 Clips of 16 frames, since patterns C and D reach 4 and 8 frames away. Writes results.json after every model, and at the
 end ablations.md, next to what the paper found on Something-Something v1 (Swin-T, top-1).
@@ -10,10 +10,23 @@ end ablations.md, next to what the paper found on Something-Something v1 (Swin-T
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from make_motion_dataset import MotionSettings
-from motion_experiments import SMALL_TPS, Recipe, Row, TrainingError, add_arguments, chosen, open_benchmark, run_rows
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, wherever this file is run from
+
+from examples.experiments.make_motion_dataset import MotionSettings
+from examples.experiments.motion_experiments import (
+    SMALL_TPS,
+    Recipe,
+    Row,
+    TrainingError,
+    add_arguments,
+    chosen,
+    open_benchmark,
+    run_rows,
+)
 
 # one epoch: nine models on clips of 16 frames within the hour
 RECIPE = Recipe(epochs=1, learning_rate=2e-3)

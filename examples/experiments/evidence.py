@@ -1,7 +1,7 @@
 """
 Proof that the models see time: each learns the motion benchmark, and so does the same network with time switched off.
 
-    python examples/evidence.py [--only tps xvit] [--output_dir evidence_output]
+    python examples/experiments/evidence.py [--only tps xvit] [--output_dir evidence_output]
 
 Opposite classes differ in the order of the frames alone (make_motion_dataset.py), so a network without time gets one of
 two right. Writes results.json after every model, and at the end evidence.md (the table) and evidence.png.
@@ -15,9 +15,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from image_start import inflate_to_vivit, train_image_start
-from make_motion_dataset import MotionSettings
-from motion_experiments import (
+from tqdm import tqdm
+from transformers import ViTConfig
+
+# not the one at the top level of transformers, which is a placeholder wherever torchvision is missing
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, wherever this file is run from
+
+from examples.experiments.image_start import inflate_to_vivit, train_image_start
+from examples.experiments.make_motion_dataset import MotionSettings
+from examples.experiments.motion_experiments import (
     SMALL_TPS,
     Benchmark,
     Recipe,
@@ -31,12 +39,6 @@ from motion_experiments import (
     open_benchmark,
     run_rows,
 )
-from tqdm import tqdm
-from transformers import ViTConfig
-
-# not the one at the top level of transformers, which is a placeholder wherever torchvision is missing
-from transformers.models.auto.video_processing_auto import AutoVideoProcessor
-
 from hf_tps import STTMForVideoClassification
 from hf_tps.token_merging_plug_in import family_of_config
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from make_motion_dataset import DESCRIPTION, MotionSettings, opposite_class, write_dataset
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedConfig
@@ -26,11 +25,14 @@ from transformers import AutoConfig, AutoModelForVideoClassification, PreTrained
 # not the one at the top level of transformers, which is a placeholder wherever torchvision is missing
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, wherever this file is run from
+
 import hf_tps  # noqa: F401  (registers its models with the Auto classes)
+from examples.experiments.make_motion_dataset import DESCRIPTION, MotionSettings, opposite_class, write_dataset
 from hf_tps.training.results import write_json
 from hf_tps.video_reading import read_video
 
-EXAMPLES = Path(__file__).resolve().parent
+EXAMPLES = Path(__file__).resolve().parents[1]
 EVALUATION_BATCH = 100
 # glibc gives the memory of every activation back to the system and asks for it again in the next step: half of the time here
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_TOP_PAD_": str(5 * 10**8)}

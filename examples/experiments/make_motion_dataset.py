@@ -1,7 +1,7 @@
 """
 Write a benchmark that only a model that sees time can solve: short videos of a moving sprite, in class folders.
 
-    python examples/make_motion_dataset.py motion --train_clips 9600 --validation_clips 2400
+    python examples/experiments/make_motion_dataset.py motion --train_clips 9600 --validation_clips 2400
 
 The twelve classes are six pairs. The second class of a pair is the first one played backwards, down to the pixel, so no
 unordered set of frames tells the two apart: a model that does not see the order of the frames gets one of two right.

@@ -1,0 +1,1 @@
+"""Scripts that show that the methods work: models trained on videos of motion."""

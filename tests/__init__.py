@@ -1,0 +1,1 @@
+"""The tests, and the small models, videos and golden cases that they share."""
