@@ -9,28 +9,30 @@ The model then takes the frames of all clips as its batch, frame after frame. Wh
 
     | shift      | acts on                                                                 | as in   | tokens it moves      |
     |------------|-------------------------------------------------------------------------|---------|----------------------|
-    | "patch"    | the input of the attention; back again before its output projection     | TPS     | patches              |
+    | "patch"    | the input of the attention; back again what it attended to               | TPS     | patches              |
     | "channel"  | the input of the attention, head by head                                | TPS     | all                  |
     | "mixing"   | keys and values, counted over the channels of all heads                 | XViT    | all                  |
-    | "periodic" | the input of the output projection, head by head                        | LAPS    | all                  |
-    | "plain"    | the input of the output projection, counted over all channels           | LAPS    | all                  |
+    | "periodic" | what was attended to, before the output projection, head by head        | LAPS    | all                  |
+    | "plain"    | the same, counted over all channels                                     | LAPS    | all                  |
     | "token"    | the residual stream, before the attention and before the MLP            | TokShift| the class token      |
 
-Hooks keep no state: what they know of the map of patches, they were told when they were added, and a call with images
-that it does not fit is refused.
+Nothing is hooked that LoRA or a quantiser replaces: see `plug.py`. Hooks keep no state: what they know of the map of patches,
+they were told when they were added, and a call with images that it does not fit is refused.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
+from .attention_plug import CARRIED, AttentionInputs, AttentionPlug, plug_into_attention
 from .index_cache import cached_by_shape
 from .layers import pair
+from .plug import PLUG_LOCK, Plug, find_in_table, find_one_in_table
 from .temporal_shift import (
     channel_shift,
     mixing_shift,
@@ -78,8 +80,7 @@ SHIFTS = {
     "token": Shift(token_shift, 4),
 }
 
-HANDLES = "_temporal_shift_handles"  # on the base model while it is plugged
-
+HANDLES = "_temporal_shift"  # the plug, on the base model while it is in
 
 Move = Callable[[torch.Tensor], torch.Tensor]
 
@@ -160,17 +161,72 @@ def replace_hidden_states(move: Move, module: nn.Module, args: tuple, kwargs: di
     return args, {**kwargs, "hidden_states": move(kwargs["hidden_states"])}
 
 
-def replace_input(move: Move, module: nn.Module, args: tuple) -> tuple:
-    """Forward pre-hook of a projection."""
-    return (move(args[0]), *args[1:])
+class AttendedShift(AttentionPlug):
+    """Moves what was attended to, before the output projection."""
+
+    def __init__(self, move: Move):
+        self.move = move
+
+    def after(self, attended: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
+        return self.move(attended.flatten(2)).view(attended.shape)
 
 
-def replace_output(move: Move, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-    """Forward hook of a projection."""
-    return move(output)
+class KeyValueShift(AttentionPlug):
+    """
+    Moves keys and values.
+
+    Args:
+        move: for (images, tokens, channels), the heads side by side.
+        whole_heads: all channels of a head move alike.
+    """
+
+    def __init__(self, move: Move, whole_heads: bool):
+        self.move = move
+        self.whole_heads = whole_heads
+
+    def before(self, inputs: AttentionInputs, carried: dict[str, Any]) -> AttentionInputs:
+        key = inputs.key
+        # Keys are mixed as they were before their rotary embedding. It pairs channels of a head, turns a place alike in all
+        # frames, and so makes no difference unless a part of a head comes from another frame.
+        rotation = None if self.whole_heads else carried.get(ROTATION)
+        if rotation is not None:
+            key = rotate_patches(key, *rotation, back=True)
+        key = self.of_heads(key)
+        if rotation is not None:
+            key = rotate_patches(key, *rotation)
+        return inputs._replace(key=key, value=self.of_heads(inputs.value))
+
+    def of_heads(self, tensor: torch.Tensor) -> torch.Tensor:
+        """(images, heads, tokens, head_dim) to the same, moved."""
+        side_by_side = tensor.transpose(1, 2)
+        return self.move(side_by_side.flatten(2)).view(side_by_side.shape).transpose(1, 2)
 
 
-def shift_class_token_in_place(move: Move, module: nn.Module, args: tuple):
+ROTATION = "rotation"
+
+
+def carry_rotation(attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Forward pre-hook of an attention with rotary embedding: its cosines and sines go along to the attention interface."""
+    rotation = kwargs.get("position_embeddings") if len(args) < 3 else args[2]
+    return args, {**kwargs, CARRIED: {**kwargs.get(CARRIED, {}), ROTATION: rotation}}
+
+
+def rotate_patches(tensor: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, back: bool = False) -> torch.Tensor:
+    """
+    Rotary embedding of DINOv3, or its inverse.
+
+    Args:
+        tensor: (images, heads, tokens, head_dim); tokens ahead of the patches stay as they are.
+        cosine, sine: (patches, head_dim), both halves of the channels equal.
+    """
+    prefix, patches = tensor.split((tensor.shape[-2] - cosine.shape[-2], cosine.shape[-2]), dim=-2)
+    first, second = patches.chunk(2, dim=-1)
+    quarter_turn = torch.cat((-second, first), dim=-1)
+    rotated = patches * cosine + quarter_turn * (-sine if back else sine)
+    return torch.cat((prefix, rotated.to(tensor.dtype)), dim=-2)
+
+
+def shift_class_token_in_place(move: Move, module: nn.Module, args: tuple) -> None:
     """
     Forward pre-hook of the norm ahead of the MLP. The residual path goes around the norm with the same tensor, the fresh
     sum of attention and residual, so it is this tensor itself that changes.
@@ -187,10 +243,10 @@ class ClipCheck(NamedTuple):
     layout: FrameLayout | None  # None: the shift does not ask where the patches lie
     any_square: bool  # square maps of any size will do as well
 
-    def __call__(self, module: nn.Module, args: tuple, kwargs: dict):
+    def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         pixel_values = args[0] if args else kwargs.get("pixel_values")
         if pixel_values is None:
-            return  # the model has its own word for that
+            return  # the model refuses that itself
         shape = tuple(pixel_values.shape)
         if len(shape) != 4 or shape[0] % self.num_frames:
             raise ValueError(
@@ -218,41 +274,40 @@ def patch_grid(image_size: Sequence[int], patch_size: Sequence[int], padded: boo
     return rows, columns
 
 
-def check_at_least(name: str, value: int, least: int):
+def check_at_least(name: str, value: int, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}.")
 
 
 def find_image_transformer(model: nn.Module) -> nn.Module:
     """The one base model of the table in `model`, which may be itself."""
-    found = [module for module in model.modules() if type(module).__name__ in IMAGE_TRANSFORMERS]
-    if len(found) != 1:
-        what = f"has {len(found)} of them" if found else "is or has none of them"
-        raise ValueError(
-            f"A temporal shift can be added to {', '.join(IMAGE_TRANSFORMERS)} of Transformers, or to a model around one; "
-            f"{type(model).__name__} {what}."
-        )
-    return found[0]
+    return find_one_in_table(model, IMAGE_TRANSFORMERS, "A temporal shift")
+
+
+def row_of(base: nn.Module) -> ImageTransformer:
+    """What the table says of a base model that `find_image_transformer` found."""
+    return IMAGE_TRANSFORMERS[find_in_table(base, IMAGE_TRANSFORMERS)]
 
 
 def find_layers(base: nn.Module, family: ImageTransformer) -> list[nn.Module]:
     """The layers of the base model, in order, with every part that a hook may ask for."""
     parts = ("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj", family.mlp_norm)
-    layers = [module for module in base.modules() if type(module).__name__ == family.layer]
+    layers = [module for module in base.modules() if find_in_table(module, {family.layer: None})]
     for layer in layers:
         names = {name for name, _ in layer.named_modules()}
         missing = [part for part in parts if part not in names]
-        if missing or not hasattr(layer.attention, "head_dim"):
+        missing += [f"attention.{name}" for name in ("head_dim", "config") if not hasattr(layer.attention, name)]
+        if missing:
             raise ValueError(
-                f"{family.layer} of this {type(base).__name__} lacks {', '.join(missing) or 'attention.head_dim'}: a layout "
-                "that is not known here (known: Transformers 5.20 to 5.23)."
+                f"{family.layer} of this {type(base).__name__} lacks {', '.join(missing)}: a layout that is not known here "
+                "(known: Transformers 5.20 to 5.23)."
             )
     if not layers:
         raise ValueError(f"This {type(base).__name__} has no {family.layer}, so that there is nothing to shift.")
     return layers
 
 
-def check_attention_implementation(base: nn.Module, family: ImageTransformer):
+def check_attention_implementation(base: nn.Module, family: ImageTransformer) -> None:
     implementation = base.config._attn_implementation or "eager"
     refused = ("flash", "flex", "paged") if family.biased else ("paged",)
     if any(kind in implementation for kind in refused):
@@ -275,7 +330,7 @@ def check_layer_numbers(layers: Iterable[int] | None, count: int) -> list[int]:
     return sorted(set(numbers))
 
 
-def check_given_for_another_shift(shift: str, **settings):
+def check_given_for_another_shift(shift: str, **settings: tuple[Any, list[str]]) -> None:
     for name, (value, meant_for) in settings.items():
         if value is not None and shift not in meant_for:
             raise ValueError(f"{name} is a setting of shift={' or '.join(map(repr, meant_for))}, not of {shift!r}.")
@@ -287,7 +342,7 @@ def check_shift_settings(
     pattern: str | Sequence[Sequence[int]] | None,
     segment_length: int | None,
     temporal_window: int | None,
-):
+) -> None:
     """What can be said of the settings of `add_temporal_shift` before there is a model."""
     if shift not in SHIFTS:
         raise ValueError(f"Unknown shift {shift!r}: give one of {', '.join(map(repr, SHIFTS))}.")
@@ -309,10 +364,16 @@ def check_shift_settings(
         resolve_patch_shift_pattern(pattern)
 
 
-def check_something_moves(shift: str, shift_div: int, window: int, number: int, attention: nn.Module):
-    """The channels that `shift_div` divides give each moving group one at least."""
-    width, inner = attention.q_proj.in_features, attention.o_proj.in_features
-    heads = inner // attention.head_dim
+def count_heads(attention: nn.Module) -> int:
+    return attention.num_heads if hasattr(attention, "num_heads") else attention.num_attention_heads
+
+
+def check_something_moves(
+    shift: str, shift_div: int, window: int, number: int, attention: nn.Module, width: int
+) -> None:
+    """The channels that `shift_div` divides give each moving group one at least; the layer has `width` of them."""
+    heads = count_heads(attention)
+    inner = heads * attention.head_dim
     if shift == "channel" and width % heads:
         raise ValueError(f"shift='channel' goes head by head: {width} channels are no multiple of {heads} heads.")
     divided = {"channel": width // heads, "periodic": attention.head_dim, "token": width}
@@ -341,28 +402,103 @@ def layouts_of_layers(
     return [layout._replace(grid=tuple(-(-side // 2**stage) for side in grid)) for stage in stages]
 
 
-def hook_layer(
-    layer: nn.Module, family: ImageTransformer, shift: str, move: Move, move_back: Move | None = None
-) -> list[RemovableHandle]:
-    """The hooks of a shift on a layer. `move` goes there, `move_back` (of the patch shift) undoes it."""
+class ShiftPlan(NamedTuple):
+    """A shift as it will be plugged into a base model. Made by `plan_shift`, which checks everything."""
+
+    shift: str
+    num_frames: int
+    numbers: list[int]  # of the layers that shift
+    layers: list[nn.Module]  # all of them
+    layouts: list[FrameLayout]  # of each layer
+    check: ClipCheck
+    pattern: Pattern | None  # of the patch shift
+    shift_div: int | None  # of the others
+    segment_length: int | None
+    window: int
+
+    def move(self, number: int) -> Move:
+        """The shift of a layer on the batch of its attention; of the patch shift, the way there."""
+        layout = self.layouts[number]
+        if self.pattern is not None:
+            return partial(shift_patches, layout=layout, pattern=self.pattern, inverse=False)
+        heads = count_heads(self.layers[number].attention)
+        settings = {
+            "channel": {"num_heads": heads},
+            "mixing": {"segment_length": self.segment_length, "window": self.window},
+            "periodic": {"num_heads": heads},
+            "plain": {"num_heads": 1},
+            "token": {},
+        }[self.shift]
+        move = partial(SHIFTS[self.shift].function, shift_div=self.shift_div, **settings)
+        return partial(shift_in_time, layout=layout, move=move)
+
+    def moves_whole_heads(self, number: int) -> bool:
+        """Of the mixing: whether no head comes in part from another frame."""
+        attention = self.layers[number].attention
+        moving = count_heads(attention) * attention.head_dim // self.shift_div // self.window
+        return moving % attention.head_dim == 0
+
+
+def plan_shift(
+    base: nn.Module,
+    num_frames: int,
+    shift: str,
+    shift_div: int | None,
+    pattern: str | Sequence[Sequence[int]] | None,
+    layers: Iterable[int] | None,
+    segment_length: int | None,
+    temporal_window: int | None,
+    image_size: int | Sequence[int] | None,
+) -> ShiftPlan:
+    """Fill in the defaults, and check everything that `add_temporal_shift` promises to check, without touching the model."""
+    family = row_of(base)
+    check_at_least("num_frames", num_frames, 1)
+    check_shift_settings(shift, shift_div, pattern, segment_length, temporal_window)
+    if shift == "token" and not family.prefix_tokens:
+        raise ValueError(f"shift='token' moves the class token, and a {type(base).__name__} has none.")
+    all_layers = find_layers(base, family)
+    numbers = check_layer_numbers(layers, len(all_layers))
+    check_attention_implementation(base, family)
+    window = 1 if temporal_window is None else temporal_window
+    offsets = None
+    if shift == "patch":
+        offsets = resolve_patch_shift_pattern("C" if pattern is None else pattern)
+    else:
+        shift_div = SHIFTS[shift].shift_div if shift_div is None else shift_div
+        for number in numbers:
+            attention = all_layers[number].attention
+            width = count_heads(attention) * attention.head_dim if family.windowed else base.config.hidden_size
+            check_something_moves(shift, shift_div, window, number, attention, width)
+    layouts = layouts_of_layers(base, family, num_frames, image_size)
+    check = ClipCheck(
+        num_frames,
+        pair(base.config.patch_size),
+        layouts[0] if family.windowed or shift == "patch" else None,
+        any_square=image_size is None and not family.windowed,
+    )
+    return ShiftPlan(shift, num_frames, numbers, all_layers, layouts, check, offsets, shift_div, segment_length, window)
+
+
+def plug_layer(plug: Plug, plan: ShiftPlan, number: int, mlp_norm: str) -> None:
+    """Let one layer shift. `mlp_norm`: where its norm ahead of the MLP is."""
+    layer, move = plan.layers[number], plan.move(number)
     attention = layer.attention
-    if shift == "mixing":
-        return [
-            projection.register_forward_hook(partial(replace_output, move))
-            for projection in (attention.k_proj, attention.v_proj)
-        ]
-    if shift in ("periodic", "plain"):
-        return [attention.o_proj.register_forward_pre_hook(partial(replace_input, move))]
     reads_moved = partial(replace_hidden_states, move)
-    if shift == "token":
-        return [
-            layer.register_forward_pre_hook(reads_moved, with_kwargs=True),
-            layer.get_submodule(family.mlp_norm).register_forward_pre_hook(partial(shift_class_token_in_place, move)),
-        ]
-    handles = [attention.register_forward_pre_hook(reads_moved, with_kwargs=True)]
-    if move_back is not None:
-        handles.append(attention.o_proj.register_forward_pre_hook(partial(replace_input, move_back)))
-    return handles
+    if plan.shift == "mixing":
+        whole_heads = plan.moves_whole_heads(number)
+        if not whole_heads and "position_embeddings" in inspect.signature(type(attention).forward).parameters:
+            plug.before(attention, carry_rotation, with_kwargs=True)
+        plug_into_attention(plug, attention, KeyValueShift(move, whole_heads))
+    elif plan.shift in ("periodic", "plain"):
+        plug_into_attention(plug, attention, AttendedShift(move))
+    elif plan.shift == "token":
+        plug.before(layer, reads_moved, with_kwargs=True)
+        plug.follow(layer, mlp_norm, partial(shift_class_token_in_place, move), before=True)
+    else:
+        plug.before(attention, reads_moved, with_kwargs=True)
+        if plan.shift == "patch":
+            move_back = partial(shift_patches, layout=plan.layouts[number], pattern=plan.pattern, inverse=True)
+            plug_into_attention(plug, attention, AttendedShift(move_back))
 
 
 def add_temporal_shift(
@@ -408,52 +544,18 @@ def add_temporal_shift(
             shift, layers that do not exist, an attention implementation that cannot work. The model is untouched then.
             Later, at a call: for a batch that is no multiple of `num_frames`, and images that the shift was not added for.
     """
-    base = find_image_transformer(model)
-    family = IMAGE_TRANSFORMERS[type(base).__name__]
-    if hasattr(base, HANDLES):
-        raise ValueError("The model has a temporal shift already: remove_temporal_shift(model) comes first.")
-    check_at_least("num_frames", num_frames, 1)
-    check_shift_settings(shift, shift_div, pattern, segment_length, temporal_window)
-    if shift == "token" and not family.prefix_tokens:
-        raise ValueError(f"shift='token' moves the class token, and a {type(base).__name__} has none.")
-    all_layers = find_layers(base, family)
-    numbers = check_layer_numbers(layers, len(all_layers))
-    check_attention_implementation(base, family)
-    window = 1 if temporal_window is None else temporal_window
-    if shift == "patch":
-        offsets = resolve_patch_shift_pattern("C" if pattern is None else pattern)
-    else:
-        shift_div = SHIFTS[shift].shift_div if shift_div is None else shift_div
-        for number in numbers:
-            check_something_moves(shift, shift_div, window, number, all_layers[number].attention)
-    layouts = layouts_of_layers(base, family, num_frames, image_size)
-    check = ClipCheck(
-        num_frames,
-        pair(base.config.patch_size),
-        layouts[0] if family.windowed or shift == "patch" else None,
-        any_square=image_size is None and not family.windowed,
-    )
-
-    handles = [base.register_forward_pre_hook(check, with_kwargs=True)]
-    for number in numbers:
-        layer = all_layers[number]
-        if shift == "patch":
-            moves = [
-                partial(shift_patches, layout=layouts[number], pattern=offsets, inverse=back) for back in (False, True)
-            ]
-        else:
-            heads = layer.attention.o_proj.in_features // layer.attention.head_dim
-            settings = {
-                "channel": {"num_heads": heads},
-                "mixing": {"segment_length": segment_length, "window": window},
-                "periodic": {"num_heads": heads},
-                "plain": {"num_heads": 1},
-                "token": {},
-            }[shift]
-            move = partial(SHIFTS[shift].function, shift_div=shift_div, **settings)
-            moves = [partial(shift_in_time, layout=layouts[number], move=move)]
-        handles += hook_layer(layer, family, shift, *moves)
-    setattr(base, HANDLES, handles)
+    with PLUG_LOCK:
+        base = find_image_transformer(model)
+        if hasattr(base, HANDLES):
+            raise ValueError("The model has a temporal shift already: remove_temporal_shift(model) comes first.")
+        plan = plan_shift(
+            base, num_frames, shift, shift_div, pattern, layers, segment_length, temporal_window, image_size
+        )
+        plug = Plug()
+        plug.before(base, plan.check, with_kwargs=True)
+        for number in plan.numbers:
+            plug_layer(plug, plan, number, row_of(base).mlp_norm)
+        setattr(base, HANDLES, plug)
     return model
 
 
@@ -467,12 +569,12 @@ def remove_temporal_shift(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: if no temporal shift was added.
     """
-    base = find_image_transformer(model)
-    if not hasattr(base, HANDLES):
-        raise ValueError(f"This {type(base).__name__} has no temporal shift to remove.")
-    for handle in getattr(base, HANDLES):
-        handle.remove()
-    delattr(base, HANDLES)
+    with PLUG_LOCK:
+        base = find_image_transformer(model)
+        if not hasattr(base, HANDLES):
+            raise ValueError(f"This {type(base).__name__} has no temporal shift to remove.")
+        getattr(base, HANDLES).unplug()
+        delattr(base, HANDLES)
     return model
 
 

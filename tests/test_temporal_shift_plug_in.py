@@ -215,6 +215,21 @@ def caught(module, model, clips, kind: str = "input") -> torch.Tensor:
     return seen[0]
 
 
+def attended_keys(model, clips) -> list[torch.Tensor]:
+    """The keys (images or windows, tokens, channels) that each layer's attention works with, whatever made them."""
+    seen = []
+    forward = torch.nn.functional.scaled_dot_product_attention
+
+    def look(query, key, value, **kwargs):
+        seen.append(key.transpose(1, 2).flatten(2))
+        return forward(query, key, value, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "scaled_dot_product_attention", look)
+        answer(model, clips)
+    return seen
+
+
 def hand_made_windows(tokens: torch.Tensor, side: int, shifted: bool) -> torch.Tensor:
     """(images, rows * columns, channels) of a square map to (batch, frames, windows down, across, places down, across, channels)."""
     rows = round(tokens.shape[1] ** 0.5)
@@ -247,7 +262,7 @@ def test_in_swin_a_window_exchanges_with_the_same_window_of_other_frames(block, 
             expected[:, :, down, across] = window
     torch.testing.assert_close(reads, expected.flatten(4, 5).flatten(0, 3))
     if shift == "mixing":
-        keys = caught(layer.attention.k_proj, model, clips, "output")
+        keys = attended_keys(model, clips)[block]
         with torch.no_grad():
             unmixed = torch.nn.functional.linear(windows, layer.attention.k_proj.weight, layer.attention.k_proj.bias)
         torch.testing.assert_close(keys, mixing_shift(unmixed, 4).flatten(4, 5).flatten(0, 3))
@@ -279,6 +294,23 @@ def test_only_patches_patch_shift_and_come_back_to_their_frame(name, prefix):
     finally:
         torch.nn.functional.scaled_dot_product_attention = forward
     torch.testing.assert_close(back, tokens)
+
+
+@pytest.mark.parametrize("settings", [{"shift_div": 4}, {"shift_div": 5}, {"temporal_window": 2}], ids=str)
+def test_keys_are_mixed_as_they_are_before_their_rotary_embedding(settings):
+    """In a DINOv3, against hooks on the projections themselves: heads that move whole, and in part."""
+    mixed = add_temporal_shift(build("dinov3"), FRAMES, "mixing", **settings)
+    by_hand = build("dinov3")
+    shift_div, window = settings.get("shift_div", 4), settings.get("temporal_window", 1)
+
+    def mix(projection, args, output):
+        return mixing_shift(output.unflatten(0, (-1, FRAMES)), shift_div, window=window).flatten(0, 1)
+
+    for layer in by_hand.model.layer:
+        layer.attention.k_proj.register_forward_hook(mix)
+        layer.attention.v_proj.register_forward_hook(mix)
+    clips = clips_for("dinov3")
+    torch.testing.assert_close(answer(mixed, clips), answer(by_hand, clips), atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("shift", ["channel", "periodic"])
