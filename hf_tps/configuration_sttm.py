@@ -1,22 +1,23 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
 """Configuration of STTM: a video transformer whose similar tokens merge on the way."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_laps import LAPSConfig
-from .configuration_xvit import XViTConfig
 from .token_merging import BASELINES
-from .token_merging_plug_in import MERGE_POINT, MergePlan, family_of_config, plan_merging
+from .token_merging_backbones import VIDEO_TRANSFORMERS, VideoBackbone, backbone_of_config
+from .token_merging_plug_in import MergeOptions, MergePlan, plan_merging
 
-# Backbones of this package, by name here: a folder of STTM opens also where nothing is registered with the Auto classes.
-OWN_BACKBONES = {"xvit": XViTConfig, "laps": LAPSConfig}
+# Configs of this package by name: a folder of STTM opens also where nothing is registered with the Auto classes.
+OWN_CONFIGS = {backbone.model_type: backbone.config_class for backbone in VIDEO_TRANSFORMERS.values()}
 LEARNABLE = ("metric", "gate", "motion", "size_weight", "meta_weight")
 
 
 @strict
-class STTMConfig(PreTrainedConfig):
+class STTMConfig(MergeOptions, PreTrainedConfig):
     r"""
     Configuration of [`STTMModel`] and [`STTMForVideoClassification`] (Feng et al., "Efficient Video Transformers via
     Spatial-temporal Token Merging for Action Recognition", ACM TOMM 20(4), 2024, doi 10.1145/3633781).
@@ -27,34 +28,11 @@ class STTMConfig(PreTrainedConfig):
 
     Args:
         backbone_config (`dict` with "model_type" or `PreTrainedConfig`, *optional*):
-            VideoMAE, ViViT, TimeSformer (divided space-time), V-JEPA 2, XViT, or LAPS on ViT. None: `VideoMAEConfig()`.
-        merge_layers (`tuple` of ints, *optional*):
-            Tokens merge after so many blocks. None: after a quarter, a half and three quarters of them; (3, 6, 9) of 12.
-        keep_ratio (`float`, *optional*):
-            Share of the tokens that each stage keeps, in (0, 1]. None: the largest, in hundredths, that saves 38 % of the
-            backbone's multiply-accumulates (VideoMAE-B: 0.72); the config then holds that number.
-        merge_point (`str`, defaults to "after_block"):
-            Where a block's tokens merge; so far there is this place alone.
-        method (`str`, *optional*):
-            "match" merges the most similar tokens in space, then in time; "tube" gives all frames the same merges. None: the
-            one that fits the backbone. "pool" puts all tokens into global meta tokens, once, and needs training. "tome",
-            "random" and "drop" are baselines, "tube-random" and "tube-drop" those of "tube".
-        temporal_share (`float`, defaults to 0.5):
-            Share of the merges of "match" that join frames.
-        merges_per_stage (`int`, *optional*):
-            Of "tome", "random" and "drop", in place of `keep_ratio`: the same number of merges at each of `merge_layers`.
-        size_weight (`float`, *optional*):
-            alpha: attention logits get alpha * log(size of the key). None: the backbone's (VideoMAE and V-JEPA 2, which were
-            trained with missing tokens, 0; the others 1). V-JEPA 2's pooler always has 1.
-        pool_windows (`int`, *optional*):
-            Of "pool": windows of frames that are fused; `pool_windows` times the cells of `meta_grid` tokens are left.
-        top_q (`int`, defaults to 1):
-            Receivers that share a moving token, by softmax with `temperature` (`float`, defaults to 0.05). 4 is meant for
-            training, and then for evaluation too.
-        meta_weight (`float`, defaults to 0.0):
-            eta: weight of the agreement on global meta tokens. These start from the cells of `meta_grid` (`tuple`, defaults to
-            (2, 4, 4), over time, rows, columns) and take `meta_rounds` (`int`, defaults to 2) rounds of soft k-means with
-            `meta_temperature` (`float`, defaults to 0.1).
+            VideoMAE, ViViT, TimeSformer (divided space-time), V-JEPA 2, VideoPrism, XViT, or LAPS on ViT. None:
+            `VideoMAEConfig()`.
+        merge_layers, keep_ratio, method, temporal_share, merges_per_stage, size_weight, pool_windows, top_q, temperature,
+        meta_weight, meta_grid, meta_rounds, meta_temperature:
+            As in [`MergeOptions`]. Of the first four and `size_weight`, None becomes the number or name that it stands for.
         learned (`tuple` of str, defaults to ()):
             What each stage learns: "metric" (the space in which tokens are compared; starts as the mean of the key heads),
             "gate" (saliency), "motion" (where tokens come from and how they moved, added to them), "size_weight",
@@ -82,62 +60,39 @@ class STTMConfig(PreTrainedConfig):
     sub_configs_defaults = {"backbone_config": SubConfigSpec(config_class=AutoConfig, model_type="videomae")}
 
     backbone_config: dict | PreTrainedConfig | None = None
-    merge_layers: list[int] | tuple[int, ...] | None = None
-    keep_ratio: float | int | None = None
-    merge_point: str = MERGE_POINT
-    method: str | None = None
-    temporal_share: float | int = 0.5
-    merges_per_stage: int | None = None
-    size_weight: float | int | None = None
-    pool_windows: int | None = None
-    top_q: int = 1
-    temperature: float | int = 0.05
-    meta_weight: float | int = 0.0
-    meta_grid: list[int] | tuple[int, ...] = (2, 4, 4)
-    meta_rounds: int = 2
-    meta_temperature: float | int = 0.1
     learned: list[str] | tuple[str, ...] = ()
     classifier_dropout: float | int = 0.0
     initializer_range: float = 0.02
     view_aggregation: str = "logits"
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any):
+        if (
+            kwargs.pop("merge_point", "after_block") != "after_block"
+        ):  # a field of the first release, with this one value
+            raise ValueError("Tokens merge after a block; merge_point is no setting any more.")
         backbone = self.backbone_config
-        if isinstance(backbone, dict) and backbone.get("model_type") in OWN_BACKBONES:
-            self.backbone_config = OWN_BACKBONES[backbone["model_type"]].from_dict(backbone)
+        if isinstance(backbone, dict) and OWN_CONFIGS.get(backbone.get("model_type")):
+            self.backbone_config = OWN_CONFIGS[backbone["model_type"]].from_dict(backbone)
         super().__post_init__(**kwargs)
         # Here rather than left to @strict, which would wrap the ValueError into an error that is none.
         plan = self.validate_architecture()
         self.merge_layers, self.keep_ratio = plan.merge_layers, plan.keep_ratio
         self.method, self.size_weight = plan.method, plan.size_weight
 
+    @property
+    def backbone(self) -> VideoBackbone:
+        """All that is known of the backbone."""
+        return backbone_of_config(self.backbone_config)
+
     hidden_size = property(lambda self: self.backbone_config.hidden_size)
-    num_hidden_layers = property(lambda self: self.backbone_config.num_hidden_layers)
-    num_channels = property(
-        lambda self: getattr(self.backbone_config, "num_channels", None) or self.backbone_config.in_chans
-    )
-    num_frames = property(lambda self: family_of_config(self.backbone_config).clip_size(self.backbone_config)[0])
-    image_size = property(lambda self: family_of_config(self.backbone_config).clip_size(self.backbone_config)[1])
+    num_hidden_layers = property(lambda self: self.backbone.num_hidden_layers(self.backbone_config))
+    num_channels = property(lambda self: self.backbone.num_channels(self.backbone_config))
+    num_frames = property(lambda self: self.backbone.clip_size(self.backbone_config)[0])
+    image_size = property(lambda self: self.backbone.clip_size(self.backbone_config)[1])
 
     def merge_plan(self) -> MergePlan:
         """Everything that is decided before the first clip."""
-        return plan_merging(
-            self.backbone_config,
-            merge_layers=self.merge_layers,
-            keep_ratio=self.keep_ratio,
-            merge_point=self.merge_point,
-            method=self.method,
-            temporal_share=self.temporal_share,
-            merges_per_stage=self.merges_per_stage,
-            size_weight=self.size_weight,
-            pool_windows=self.pool_windows,
-            top_q=self.top_q,
-            temperature=self.temperature,
-            meta_weight=self.meta_weight,
-            meta_grid=self.meta_grid,
-            meta_rounds=self.meta_rounds,
-            meta_temperature=self.meta_temperature,
-        )
+        return plan_merging(self.backbone_config, self)
 
     def validate_architecture(self) -> MergePlan:
         """Check that the fields fit together; the model calls it too, since fields can be set one by one."""

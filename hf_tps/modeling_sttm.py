@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
@@ -16,9 +16,10 @@ from .image_weights import load_image_checkpoint
 from .modeling_base import PreTrainedModelAroundBackbone, VideoClassificationMixin, check_pixel_values, sort_keywords
 from .modeling_laps import LAPSForVideoClassification, LAPSModel
 from .modeling_xvit import XViTForVideoClassification, XViTModel
-from .token_merging import MergeState, size_weighted_mean
-from .token_merging_plug_in import VIDEO_TRANSFORMERS, plug_merging
+from .token_merging import MergeState
+from .token_merging_plug_in import plug_merging
 
+# Models of this package, by name here: a folder of STTM opens also where nothing is registered with the Auto classes.
 OWN_MODELS = {"xvit": (XViTModel, XViTForVideoClassification), "laps": (LAPSModel, LAPSForVideoClassification)}
 
 
@@ -61,21 +62,20 @@ class STTMStage(nn.Module):
         # Without bias: the same gate for all tokens gates nothing.
         self.gate = nn.Linear(hidden_size, 1, bias=False) if "gate" in learned else None
         self.motion = nn.Linear(7, hidden_size) if "motion" in learned else None
-        self.size_weight = nn.Parameter(torch.empty(())) if "size_weight" in learned else None
-        self.meta_weight = nn.Parameter(torch.empty(())) if "meta_weight" in learned else None
+        self.size_weight = nn.Parameter(torch.empty(1)) if "size_weight" in learned else None
+        self.meta_weight = nn.Parameter(torch.empty(1)) if "meta_weight" in learned else None
 
 
-# What the classifiers of Transformers do with the tokens ahead of the head: VideoMAE a norm, V-JEPA 2 an attentive pooler
-POOLERS = {"videomae": "fc_norm", "vjepa2": "pooler"}
-
-
-def build_backbone(config: PreTrainedConfig) -> tuple[PreTrainedModel, nn.Module | None]:
-    """The base model, and the pooler of its classifier if that has one."""
-    dtype = torch.get_default_dtype()
-    if config.model_type in OWN_MODELS:
-        return OWN_MODELS[config.model_type][0](config), None
-    classifier = AutoModelForVideoClassification.from_config(config, dtype=dtype)
-    return classifier.base_model, getattr(classifier, POOLERS.get(config.model_type, ""), None)
+def build_backbone(config: STTMConfig) -> tuple[PreTrainedModel, nn.Module | None]:
+    """The base model, without what no classifier reads, and what its classifier does ahead of the last linear layer."""
+    backbone_config = config.backbone_config
+    if backbone_config.model_type in OWN_MODELS:
+        return OWN_MODELS[backbone_config.model_type][0](backbone_config), None
+    classifier = AutoModelForVideoClassification.from_config(backbone_config, dtype=torch.get_default_dtype())
+    base = classifier.base_model
+    for part in config.backbone.unused:
+        delattr(base, part)
+    return base, config.backbone.pooler(classifier)
 
 
 class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
@@ -138,7 +138,7 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
         labels = {"id2label": video_config.id2label, "label2id": video_config.label2id}
         new_classes = bool({"num_labels", "id2label"} & set(overrides))
         backbone_config = copy.deepcopy(video_config)
-        # Classes are the whole model's, and where a backbone once lay is nobody's business.
+        # Classes are the whole model's; the folder that a backbone came from is no setting of it.
         backbone_config.num_labels, backbone_config.name_or_path = 2, ""
         config = STTMConfig(backbone_config=backbone_config, **({} if new_classes else labels), **overrides)
 
@@ -155,9 +155,11 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
         model = cls._from_config(config, **loading).eval()
         sttm = model.base_model
         # Not through from_pretrained: to the names of today it applies conversions that are for the names of files.
+        for part in config.backbone.unused:
+            delattr(video_model.base_model, part)
         sttm.backbone.load_state_dict(video_model.base_model.state_dict())
         if sttm.pooler is not None:
-            sttm.pooler.load_state_dict(getattr(video_model, POOLERS[video_config.model_type]).state_dict())
+            sttm.pooler.load_state_dict(config.backbone.pooler(video_model).state_dict())
         if needs_head:
             model.classifier.load_state_dict(video_model.classifier.state_dict())
         sttm.start_metric_from_keys()
@@ -223,7 +225,7 @@ class STTMModel(STTMPreTrainedModel):
     def __init__(self, config: STTMConfig):
         super().__init__(config)
         plan = config.validate_architecture()
-        self.backbone, self.pooler = build_backbone(config.backbone_config)
+        self.backbone, self.pooler = build_backbone(config)
         self.sttm_stages = nn.ModuleList(STTMStage(config) for _ in plan.merge_layers if config.learned)
         self.merging = plug_merging(self, plan, self.sttm_stages or None)
         self.post_init()
@@ -246,35 +248,20 @@ class STTMModel(STTMPreTrainedModel):
     @torch.no_grad()
     def start_metric_from_keys(self):
         """Learned metrics start as what the training-free model compares: the keys, averaged over the heads."""
-        family = VIDEO_TRANSFORMERS[type(self.backbone).__name__]
-        blocks = self.backbone.get_submodule(family.blocks)
+        known = self.config.backbone
+        blocks = self.backbone.get_submodule(known.blocks)
         for stage, layer in zip(self.sttm_stages, self.config.merge_layers, strict=False):
             if stage.metric is None:
                 continue
-            keys = blocks[layer - 1].get_submodule(family.key_projection)
+            keys = blocks[layer - 1].get_submodule(known.attention).get_submodule(known.key_projection)
             heads = self.config.backbone_config.num_attention_heads
             for name, target in (("weight", stage.metric.weight), ("bias", stage.metric.bias)):
                 source = getattr(keys, name)
                 if source is None:
                     target.zero_()
                     continue
-                source = source.chunk(3)[1] if family.fused_projection else source
+                source = source.chunk(3)[1] if known.fused_projection else source
                 target.copy_(source.unflatten(0, (heads, -1)).mean(0))
-
-    def pool(self, last_hidden_state: torch.Tensor, outputs) -> torch.Tensor:
-        """What the backbone's own classifier reads, of merged tokens: (batch, features)."""
-        model_type = self.config.backbone_config.model_type
-        if model_type in OWN_MODELS:
-            return outputs.pooler_output
-        if model_type == "vjepa2":
-            return self.pooler(last_hidden_state)
-        if self.pooler is None:
-            # A class token; in a VideoMAE without mean pooling the first patch, into which others merge but which stays.
-            return last_hidden_state[:, 0]
-        if not self.merging.has_merged(self.merging.last_stage):
-            return self.pooler(last_hidden_state.mean(1))
-        state = self.merging.state_at(self.merging.last_stage, last_hidden_state.device)
-        return self.pooler(size_weighted_mean(last_hidden_state, state.sizes))
 
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, output_merge_states: bool = False, **kwargs) -> STTMModelOutput:
@@ -295,20 +282,22 @@ class STTMModel(STTMPreTrainedModel):
                 plan does not fit.
         """
         check_pixel_values(pixel_values, self.config.num_channels)
-        if self.config.backbone_config.model_type == "vjepa2":
-            kwargs["skip_predictor"] = True
+        kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
+        kwargs.setdefault("output_attentions", self.config.output_attentions)
         clip = {self.backbone.main_input_name: pixel_values.to(self.backbone.dtype)}
-        outputs = self.backbone(**clip, **kwargs)
-        state = self.merging.run.states[-1]
+        outputs = self.backbone(**clip, **self.config.backbone.call_arguments, **kwargs)
+        run = self.merging.run
+        state = run.states[-1]
+        sizes = state.sizes.to(outputs.last_hidden_state.device) if run.has_merged(len(run.budgets)) else None
         return STTMModelOutput(
             last_hidden_state=outputs.last_hidden_state,
-            pooler_output=self.pool(outputs.last_hidden_state, outputs),
+            pooler_output=self.config.backbone.pool(self.pooler, outputs, sizes),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             token_sizes=state.sizes,
             token_positions=state.positions,
             token_source=state.source,
-            merge_states=tuple(self.merging.run.states) if output_merge_states else None,
+            merge_states=tuple(run.states) if output_merge_states else None,
         )
 
 
@@ -325,10 +314,7 @@ class STTMForVideoClassification(VideoClassificationMixin, STTMPreTrainedModel):
         self.num_labels = config.num_labels
         self.sttm = STTMModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
-        backbone = config.backbone_config
-        with_head = backbone.model_type == "xvit" and backbone.temporal_head_layers
-        size = backbone.temporal_head_size if with_head else backbone.hidden_size
-        self.classifier = nn.Linear(size, config.num_labels)
+        self.classifier = nn.Linear(config.backbone.feature_size(config.backbone_config), config.num_labels)
         self.post_init()
 
     def set_keep_ratio(self, keep_ratio: float):

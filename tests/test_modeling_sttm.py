@@ -234,7 +234,7 @@ def test_defaults_are_the_setting_that_saves_38_percent():
         ({"learned": ("speed",)}, "a stage can learn"),
         ({"learned": ("metric",)}, "no gradient with top_q=1"),
         ({"learned": ("gate",), "method": "drop"}, "learns nothing"),
-        ({"merge_point": "before"}, "merge_point is 'after_block'"),
+        ({"merge_point": "before"}, "merge_point is no setting any more"),
         ({"view_aggregation": "median"}, "view_aggregation"),
         ({"backbone_config": {"model_type": "vit"}}, "Known are: videomae, vivit"),
     ],

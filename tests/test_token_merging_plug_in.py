@@ -29,9 +29,10 @@ from hf_tps import (
     add_token_merging,
     remove_token_merging,
 )
+from hf_tps.token_merging_backbones import VIDEO_TRANSFORMERS
 from hf_tps.token_merging_plug_in import (
     HANDLES,
-    VIDEO_TRANSFORMERS,
+    MergeOptions,
     find_video_transformer,
     multiply_accumulates,
     plan_merging,
@@ -93,7 +94,7 @@ def test_removal_restores_bits_hooks_and_attributes(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_block_reads_the_tokens_that_the_budget_leaves(name):  # (4)
     model, clip = video_transformers.build(name), video_transformers.clip(name)
-    plan = plan_merging(model.config, keep_ratio=0.7)
+    plan = plan_merging(model.config, MergeOptions(keep_ratio=0.7))
     family = VIDEO_TRANSFORMERS[type(find_video_transformer(model)).__name__]
     grid = family.own_grid(model.config)
     lengths = [budget.length_out for budget in plan.budgets(grid)]
@@ -133,7 +134,7 @@ def test_sizes_reach_the_attention_of_every_block_behind_a_merge(name):
     assert (without - expected).abs().max() > 1e-4
 
     merging = merging_of(model)
-    blocks = find_video_transformer(model).get_submodule(merging.family.blocks)
+    blocks = find_video_transformer(model).get_submodule(merging.backbone.blocks)
 
     # Softmax is what eager attention calls: inside the attention of a block behind a merge, it adds the log sizes.
     active = []
@@ -142,13 +143,13 @@ def test_sizes_reach_the_attention_of_every_block_behind_a_merge(name):
     def softmax(scores, dim=-1, **kwargs):
         if not active:
             return plain_softmax(scores, dim, **kwargs)
-        sizes = merging.family.key_sizes(merging.run.states[active[-1]], scores.transpose(-1, -2))
+        sizes = merging.backbone.key_sizes(merging.run.states[active[-1]], scores.transpose(-1, -2))
         return plain_softmax(scores + sizes.log()[:, None, None], dim, **kwargs)
 
     handles = []
     for number, block in enumerate(blocks):
         stage = sum(layer <= number for layer in merging.plan.merge_layers)
-        attention = block.get_submodule(merging.family.attention)
+        attention = block.get_submodule(merging.backbone.attention)
         if stage:
             handles.append(attention.register_forward_pre_hook(lambda *_, stage=stage: active.append(stage)))
             handles.append(attention.register_forward_hook(lambda *_: active.pop() and None))
@@ -208,7 +209,7 @@ def test_the_other_methods_run_behind_the_same_door(name, method):
     after = model(clip, output_hidden_states=True)
     assert after.logits.isfinite().all()
     assert (after.logits - before).abs().max() > 1e-4
-    prefix = merging_of(model).family.prefix_tokens
+    prefix = merging_of(model).backbone.prefix_tokens
     assert (
         after.hidden_states[-1].shape[1] - prefix == {"pool": 16, "tome": 64 - 4 * 9, "random": 27, "drop": 27}[method]
     )
@@ -440,7 +441,6 @@ BAD_SETTINGS = {
     "no layers": ({"merge_layers": []}, r"rising order"),
     "unknown method": ({"method": "glue"}, r"give one of \('match', 'pool', 'tome', 'random', 'drop'\)"),
     "tube on joint attention": ({"method": "tube"}, r"cannot merge the tokens of a videomae"),
-    "another merge point": ({"merge_point": "before_block"}, r"merge_point is 'after_block'"),
     "share": ({"temporal_share": 1.5}, r"temporal_share"),
     "top_q": ({"top_q": 0}, r"top_q"),
     "temperature": ({"temperature": 0.0}, r"temperature must be above 0"),
@@ -464,7 +464,7 @@ def test_bad_settings_are_refused_and_leave_the_model_alone(case):
 
 def test_groups_that_cannot_pair_merge_in_space_alone():
     model = video_transformers.build("videomae", num_frames=6)
-    plan = plan_merging(model.config, keep_ratio=0.75)
+    plan = plan_merging(model.config, MergeOptions(keep_ratio=0.75))
     budgets = plan.budgets((3, 4, 4))
     assert [(budget.groups_out, budget.temporal) for budget in budgets] == [(3, 0)] * 3
     add_token_merging(model, keep_ratio=0.75)

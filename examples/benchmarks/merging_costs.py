@@ -29,7 +29,8 @@ from hf_tps import (
     add_token_merging,
     remove_token_merging,
 )
-from hf_tps.token_merging_plug_in import family_of_config, plan_merging
+from hf_tps.token_merging_backbones import backbone_of_config
+from hf_tps.token_merging_plug_in import plan_merging
 
 LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 MODELS = {
@@ -54,7 +55,7 @@ def count(model: nn.Module, clip: torch.Tensor) -> tuple[float, float]:
 
 def row(name: str) -> list[str]:
     model_class, config = MODELS[name]
-    plan, family = plan_merging(config), family_of_config(config)
+    plan, family = plan_merging(config), backbone_of_config(config)
     size = family.clip_size(config)
     budgets = plan.budgets(family.grid(config, size))
     with torch.device("meta"):

@@ -40,7 +40,7 @@ from examples.experiments.motion_experiments import (
     run_rows,
 )
 from hf_tps import STTMForVideoClassification
-from hf_tps.token_merging_plug_in import family_of_config
+from hf_tps.token_merging_backbones import backbone_of_config
 
 SETTINGS = MotionSettings()
 # The targets of the table, per cent
@@ -209,7 +209,7 @@ def test_merging(row: Row, folders: Sequence[Path], benchmark: Benchmark) -> lis
                 runs.append(motion_figures(model, processor, benchmark, ("top1", "reversed")))
         figures = {name: float(np.mean([run[name] for run in runs])) for name in runs[0]}
         backbone = model.config.backbone_config
-        grid = family_of_config(backbone).own_grid(backbone)
+        grid = backbone_of_config(backbone).own_grid(backbone)
         lengths = [budget.length_out for budget in model.config.merge_plan().budgets(grid)]
         macs = count_macs(model.config, model.config.image_size)
         found.append({"model": row.title, "title": title, "macs": macs, "tokens": lengths, **figures})
