@@ -44,6 +44,8 @@ class Merging(Protocol):
     last_stage: int
     remember_last_hidden_state: bool
 
+    def before(self, module: nn.Module, hook: Callable, **options: bool) -> None: ...
+
     def follow(self, parent: nn.Module, path: str, hook: Callable, before: bool = False) -> None: ...
 
     def replace_attribute(self, module: nn.Module, name: str, value: Any) -> None: ...
@@ -244,6 +246,17 @@ class ViViT(VideoBackbone):
             )
         # Also with interpolate_pos_encoding, which takes positions over time and space for one square map.
         self.require_own_grid(config, grid)
+
+    def plug_block(self, merging: Merging, block: nn.Module, stage: int) -> None:
+        merging.before(block, without_mask, with_kwargs=True)
+
+
+def without_mask(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """
+    Forward pre-hook of a ViViT's block: the model makes a mask that hides nothing when it is exported, for the tokens of a
+    whole clip. Another mask is refused by `check_call`.
+    """
+    return args[:1], {**kwargs, "attention_mask": None}
 
 
 class VJEPA2(VideoBackbone):

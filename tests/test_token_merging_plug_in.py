@@ -12,6 +12,8 @@ from transformers import (
     VideoMAEConfig,
     VideoMAEForVideoClassification,
     VideoMAEModel,
+    VideoPrismForVideoClassification,
+    VideoPrismVisionConfig,
     VivitConfig,
     VivitForVideoClassification,
     VJEPA2Config,
@@ -45,7 +47,7 @@ JOINT = ["videomae", "vivit", "vjepa2"]
 
 @torch.no_grad()
 def logits(model: nn.Module, clip: torch.Tensor) -> torch.Tensor:
-    return model(clip).logits
+    return model(clip).logits.flatten(1)  # VideoPrism's have an axis more
 
 
 def merging_of(model: nn.Module):
@@ -73,7 +75,7 @@ def hooks_and_views(model: nn.Module) -> list:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_keep_ratio_of_one_leaves_every_bit(name, implementation):  # (1)
     model, clip = video_transformers.build(name), video_transformers.clip(name)
-    if name != "timesformer":
+    if name not in video_transformers.EAGER_ONLY:
         model.set_attn_implementation(implementation)
     before = logits(model, clip)
     add_token_merging(model, keep_ratio=1.0)
@@ -100,6 +102,8 @@ def test_every_block_reads_the_tokens_that_the_budget_leaves(name):  # (4)
     lengths = [budget.length_out for budget in plan.budgets(grid)]
     add_token_merging(model, keep_ratio=0.7)
     states = model(clip, output_hidden_states=True).hidden_states
+    # behind these blocks VideoPrism has others, in time
+    states = states[: family.num_blocks(model.config) + 1]
     counted = [family.split(state, grid)[1].shape[1] for state in states]
     assert counted == [64, *lengths, lengths[-1]]
 
@@ -111,7 +115,7 @@ def test_hidden_states_are_the_merged_ones_also_if_they_were_recorded_before():
     assert [state.shape[1] for state in model(clip, output_hidden_states=True).hidden_states] == [64, 48, 36, 27, 27]
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "timesformer"])
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in video_transformers.EAGER_ONLY])
 def test_eager_and_sdpa_agree_and_can_be_changed_while_plugged(name):  # (13)
     model, clip = video_transformers.build(name), video_transformers.clip(name)
     add_token_merging(model, keep_ratio=0.7, size_weight=1.0)
@@ -125,7 +129,7 @@ def test_eager_and_sdpa_agree_and_can_be_changed_while_plugged(name):  # (13)
 def test_sizes_reach_the_attention_of_every_block_behind_a_merge(name):
     """Against eager attention with a mask of log sizes, written into the model's own blocks."""
     model, clip = video_transformers.build(name), video_transformers.clip(name)
-    if name != "timesformer":
+    if name not in video_transformers.EAGER_ONLY:
         model.set_attn_implementation("eager")
     add_token_merging(model, keep_ratio=0.7, size_weight=1.0)
     expected = logits(model, clip)
@@ -380,6 +384,7 @@ COSTS = {
     "TimeSformer-B": (TimesformerForVideoClassification, TimesformerConfig(), 195.83, 0.69, 121.38, (1080, 744, 512)),
     "V-JEPA2-L 64": (VJEPA2ForVideoClassification, VJEPA2Config(), 5785.3, 0.77, 3530.9, (6304, 4856, 3740)),
     "V-JEPA2-L 16": (VJEPA2ForVideoClassification, VJEPA2Config(frames_per_clip=16), 827.85, 0.72, 506.87, (1476, 1064, 766)),
+    "VideoPrism-B": (VideoPrismForVideoClassification, VideoPrismVisionConfig(), 486.64, 0.75, 299.91, (3072, 2304, 1728)),
     "XViT-B": (XViTForVideoClassification, XViTConfig(), 281.01, 0.69, 174.19, (2160, 1488, 1024)),
     "LAPS-ViT-B": (LAPSForVideoClassification, LAPSConfig(backbone="vit"), 146.23, 0.69, 89.69, (1080, 744, 512)),
 }  # fmt: skip

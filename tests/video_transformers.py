@@ -6,6 +6,8 @@ from transformers import (
     TimesformerForVideoClassification,
     VideoMAEConfig,
     VideoMAEForVideoClassification,
+    VideoPrismForVideoClassification,
+    VideoPrismVisionConfig,
     VivitConfig,
     VivitForVideoClassification,
     VJEPA2Config,
@@ -57,6 +59,21 @@ MODELS = {
             "num_pooler_layers": 1,
         },
     ),
+    "videoprism": (
+        VideoPrismForVideoClassification,
+        VideoPrismVisionConfig,
+        {
+            "hidden_size": 24,
+            "num_spatial_layers": 4,
+            "num_temporal_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 32,
+            "num_labels": 5,
+            "image_size": 32,
+            "tubelet_size": (1, 8, 8),
+            "num_frames": 4,
+        },
+    ),
     "xvit": (
         XViTForVideoClassification,
         XViTConfig,
@@ -86,6 +103,9 @@ MODELS = {
         },
     ),
 }
+
+# Their attention has no other form.
+EAGER_ONLY = ("timesformer", "videoprism")
 
 
 def build(name: str, **overrides):
