@@ -3,11 +3,14 @@
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedModel
 from transformers import initialization as init
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -78,6 +81,30 @@ def build_backbone(config: STTMConfig) -> tuple[PreTrainedModel, nn.Module | Non
     return base, config.backbone.pooler(classifier)
 
 
+class AsVector(ConversionOps):
+    """A number as a tensor with one axis, which FSDP can shard; the first release saved them without."""
+
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        (tensor,) = input_dict.values()
+        return {target_patterns[0]: (tensor[0] if isinstance(tensor, list) else tensor).reshape(-1)}
+
+    @property
+    def reverse_op(self) -> ConversionOps:
+        return self
+
+
+def register_conversions() -> None:
+    """What Transformers does to the tensors of a folder while it loads one of the models below."""
+    for name in ("STTMModel", "STTMForVideoClassification"):
+        numbers = [WeightConverter(number, number, operations=[AsVector()]) for number in ("size_weight", "meta_weight")]
+        register_checkpoint_conversion_mapping(name, numbers, overwrite=True)
+
+
+register_conversions()
+
+
 class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
     config: STTMConfig
     base_model_prefix = "sttm"
@@ -89,7 +116,11 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
     }
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
+        sttm = self.base_model
+        if sttm.pooler is not None and any(module is part for part in sttm.pooler.modules()):
+            sttm.backbone._init_weights(module)  # it comes from the backbone's own classifier
+            return
         super()._init_weights(module)
         if isinstance(module, STTMStage):
             for layer in (module.gate, module.motion):
@@ -101,8 +132,12 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
                 init.constant_(module.size_weight, self.config.size_weight)
             if module.meta_weight is not None:
                 init.constant_(module.meta_weight, self.config.meta_weight)
-        elif hasattr(module, "query_tokens"):  # V-JEPA 2's pooler
-            init.trunc_normal_(module.query_tokens, std=self.config.initializer_range)
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        for name in self.config.backbone.zero_at_start:
+            init.zeros_(self.base_model.backbone.get_parameter(name))
 
     @classmethod
     def from_image_pretrained(cls, *args, **kwargs):

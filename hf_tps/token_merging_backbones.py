@@ -77,6 +77,7 @@ class VideoBackbone:
     methods = tuple(method for method in MERGE_METHODS if method not in TUBE_METHODS)
     call_arguments: dict[str, Any] = {}  # for every call of the base model
     unused: tuple[str, ...] = ()  # parts of the base model that no classifier reads
+    zero_at_start: tuple[str, ...] = ()  # parameters that the base model's own initialisation leaves out
     head: tuple[str, ...] = ()  # parts of Transformers' classifier between the base model and the last linear layer
 
     # --- sizes ---
@@ -358,6 +359,7 @@ class TimeSformer(FrameByFrame):
     blocks = "encoder.layer"
     attention = "attention.attention"
     key_projection = "qkv"
+    zero_at_start = ("embeddings.time_embeddings",)
 
     def check_config(self, config: PreTrainedConfig) -> None:
         if config.attention_type != "divided_space_time":

@@ -392,7 +392,8 @@ COSTS = {
 
 def counted_macs(model: nn.Module, clip: torch.Tensor) -> dict[str, float]:
     """G multiply-accumulates, of all and of parts by name."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    model.requires_grad_(False)  # no_grad() is not enough for the counter where a parameter enters a layer, as a query does
+    with FlopCounterMode(display=False) as counter:
         model(clip)
     return {name: sum(flops.values()) / 2e9 for name, flops in counter.get_flop_counts().items()}
 

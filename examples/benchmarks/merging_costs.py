@@ -15,6 +15,8 @@ from transformers import (
     TimesformerForVideoClassification,
     VideoMAEConfig,
     VideoMAEForVideoClassification,
+    VideoPrismForVideoClassification,
+    VideoPrismVisionConfig,
     VivitConfig,
     VivitForVideoClassification,
     VJEPA2Config,
@@ -40,6 +42,7 @@ MODELS = {
     "TimeSformer-B 8x224": (TimesformerForVideoClassification, TimesformerConfig()),
     "V-JEPA2-L 64x256": (VJEPA2ForVideoClassification, VJEPA2Config()),
     "V-JEPA2-L 16x256": (VJEPA2ForVideoClassification, VJEPA2Config(frames_per_clip=16)),
+    "VideoPrism-B 16x288": (VideoPrismForVideoClassification, VideoPrismVisionConfig()),
     "XViT-B 16x224": (XViTForVideoClassification, XViTConfig()),
     "LAPS-ViT-B 8x224": (LAPSForVideoClassification, LAPSConfig(backbone="vit")),
 }
@@ -47,7 +50,8 @@ MODELS = {
 
 def count(model: nn.Module, clip: torch.Tensor) -> tuple[float, float]:
     """G multiply-accumulates of the backbone, and of everything."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    model.requires_grad_(False)  # no_grad() is not enough for the counter where a parameter enters a layer, as a query does
+    with FlopCounterMode(display=False) as counter:
         model(clip)
     counts = {name: sum(flops.values()) / 2e9 for name, flops in counter.get_flop_counts().items()}
     return counts[f"{type(model).__name__}.{model.base_model_prefix}"], counts["Global"]
@@ -55,9 +59,9 @@ def count(model: nn.Module, clip: torch.Tensor) -> tuple[float, float]:
 
 def row(name: str) -> list[str]:
     model_class, config = MODELS[name]
-    plan, family = plan_merging(config), backbone_of_config(config)
-    size = family.clip_size(config)
-    budgets = plan.budgets(family.grid(config, size))
+    plan, backbone = plan_merging(config), backbone_of_config(config)
+    size = backbone.clip_size(config)
+    budgets = plan.budgets(backbone.grid(config, size))
     with torch.device("meta"):
         model = model_class(config).eval()
         clip = torch.empty(1, size[0], 3, *size[1:])
