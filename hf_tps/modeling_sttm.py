@@ -98,7 +98,9 @@ class AsVector(ConversionOps):
 def register_conversions() -> None:
     """What Transformers does to the tensors of a folder while it loads one of the models below."""
     for name in ("STTMModel", "STTMForVideoClassification"):
-        numbers = [WeightConverter(number, number, operations=[AsVector()]) for number in ("size_weight", "meta_weight")]
+        numbers = [
+            WeightConverter(number, number, operations=[AsVector()]) for number in ("size_weight", "meta_weight")
+        ]
         register_checkpoint_conversion_mapping(name, numbers, overwrite=True)
 
 
@@ -109,6 +111,8 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
     config: STTMConfig
     base_model_prefix = "sttm"
     _no_split_modules = ["STTMStage"]
+    # V-JEPA 2's predictor, which the first release saved
+    _keys_to_ignore_on_load_unexpected = [r"backbone\.predictor\."]
     _auto_classes = {
         "AutoConfig": "configuration_sttm.STTMConfig",
         "AutoModel": "modeling_sttm.STTMModel",

@@ -57,7 +57,7 @@ class VideoShiftPreTrainedModel(PreTrainedModelAroundBackbone):
             **hub_kwargs,
         )
         check_loading_report(image_model, report, str(name_or_path))
-        config.backbone_config.name_or_path = ""  # where the image model once lay is nobody's business
+        config.backbone_config.name_or_path = ""  # the folder that it came from is no setting of the model
         model = cls._from_config(config, **{"dtype": image_model.dtype, **loading}).eval()
         # Not through from_pretrained: to the names of today it applies those conversions that are for the names of files.
         model.base_model.backbone.load_state_dict(image_model.state_dict())

@@ -701,7 +701,7 @@ def merge_tokens(
     generator: torch.Generator | None = None,
 ) -> MergeState:
     """
-    The one door to every way of having fewer tokens: STTM's "match", "tube" and "pool", and the BASELINES.
+    Every way of having fewer tokens by its name: STTM's "match", "tube" and "pool", and the BASELINES.
 
     The baselines read nothing of a budget but its lengths (those of a tube its groups as well), so one budget compares all
     of them at equal cost.
@@ -789,7 +789,7 @@ def add_size_channel(
     )
 
 
-# --- small change ---
+# --- tensors and shapes ---
 
 
 def _working_dtype(tensor: torch.Tensor) -> torch.dtype:

@@ -1,5 +1,6 @@
 """STTM as a model: from the checkpoints of plain video transformers, what it puts out, what it learns."""
 
+import copy
 import json
 import os
 import subprocess
@@ -9,7 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForVideoClassification, VideoMAEConfig, VideoMAEForPreTraining, VivitConfig
+from transformers import (
+    AutoModelForVideoClassification,
+    PreTrainedModel,
+    VideoMAEConfig,
+    VideoMAEForPreTraining,
+    VivitConfig,
+)
 
 from hf_tps import STTMConfig, STTMForVideoClassification, STTMModel, XViTConfig, add_token_merging
 from hf_tps.token_merging import unmerge
@@ -45,13 +52,13 @@ def test_a_plain_checkpoint_merges_as_the_plugged_model_does_and_nothing_is_new(
     assert not merging.training
     torch.testing.assert_close(logits(merging, clip), expected, atol=1e-6, rtol=1e-6)
     whole = STTMForVideoClassification.from_video_pretrained(folder, keep_ratio=1.0)
-    assert torch.equal(logits(whole, clip), before)  # (1)
+    assert torch.equal(logits(whole, clip), before)
     assert not [key for key in merging.state_dict() if "sttm_" in key]
     assert merging.config.id2label == model.config.id2label
     assert str(folder) not in merging.config.to_json_string()
 
 
-def test_a_merging_model_saves_and_loads_by_the_auto_classes(name, folder, tmp_path):  # (15)
+def test_a_merging_model_saves_and_loads_by_the_auto_classes(name, folder, tmp_path):
     clip = video_transformers.clip(name)
     model = STTMForVideoClassification.from_video_pretrained(folder, keep_ratio=0.7)
     model.save_pretrained(tmp_path / "merging")
@@ -72,17 +79,15 @@ def test_only_what_is_learned_is_new_and_changes_nothing_at_first(name, folder):
     new = set(trained.state_dict()) - set(plain.state_dict())
     assert len(new) == 3 * 7
     assert all(key.startswith("sttm.sttm_stages.") for key in new)
-    torch.testing.assert_close(logits(trained, clip), logits(plain, clip), atol=2e-5, rtol=1e-4)  # (8)
+    torch.testing.assert_close(logits(trained, clip), logits(plain, clip), atol=2e-5, rtol=1e-4)
 
 
-def test_everything_learned_gets_a_gradient(name, folder):  # (10)
+def test_everything_learned_gets_a_gradient(name, folder):
     learned = ("metric", "gate", "motion", "size_weight", "meta_weight")
     settings = {"keep_ratio": 0.7, "top_q": 4, "meta_weight": 0.1, "meta_grid": (2, 2, 2)}
     model = STTMForVideoClassification.from_video_pretrained(folder, learned=learned, **settings).train()
     model(video_transformers.clip(name), labels=torch.tensor([0, 3])).loss.backward()
     for key, parameter in model.named_parameters():
-        if "predictor" in key:  # of V-JEPA 2, which no classifier reads
-            continue
         assert parameter.grad is not None, key
         if "sttm_" in key:
             assert parameter.grad.abs().max() > 0, key
@@ -107,7 +112,7 @@ def test_a_pool_of_meta_tokens_trains(tmp_path):
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-# --- the door compares what was loaded with the file ---
+# --- what was loaded is compared with the file ---
 
 
 BIASES = ("attention.attention.q_bias", "attention.attention.query.bias")
@@ -244,7 +249,7 @@ def test_configs_that_cannot_work_are_refused(settings, message):
         STTMConfig(**settings)
 
 
-def test_outputs_tell_where_every_token_went(name, folder):  # (2)
+def test_outputs_tell_where_every_token_went(name, folder):
     model = STTMForVideoClassification.from_video_pretrained(folder, keep_ratio=0.7)
     outputs = model(video_transformers.clip(name), output_hidden_states=True)
     left = outputs.token_sizes.shape[1]
@@ -307,3 +312,134 @@ print(model(torch.load("clip.pt")).logits.tolist())
         env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     torch.testing.assert_close(torch.tensor(json.loads(answer.stdout)), logits(model, clip), atol=1e-6, rtol=0)
+
+
+# --- what users of Transformers expect ---
+
+
+def test_hidden_states_and_attentions_can_be_asked_for_in_the_config(name):
+    settings = video_transformers.MODELS[name]
+    config = STTMConfig(backbone_config=settings[1](**settings[2]), keep_ratio=0.7, num_labels=5)
+    model = STTMForVideoClassification._from_config(config, attn_implementation="eager").eval()
+    model.config.output_hidden_states = model.config.output_attentions = True
+    outputs = model(video_transformers.clip(name))
+    assert len(outputs.hidden_states) == model.config.num_hidden_layers + 1
+    assert len(outputs.attentions) > 0
+
+
+def test_weights_that_no_file_has_are_initialised_as_in_a_new_model(name, monkeypatch):
+    """Each module draws from the same seed: then only what initialisation forgets, or does in another way, can differ."""
+    initialize = PreTrainedModel._initialize_weights
+
+    def seeded(self, module, *args, **kwargs):
+        torch.manual_seed(0)
+        return initialize(self, module, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedModel, "_initialize_weights", seeded)
+    settings = video_transformers.MODELS[name]
+    config = STTMConfig(
+        backbone_config=settings[1](**settings[2]), keep_ratio=0.7, top_q=2, learned=("motion", "size_weight")
+    )
+    new = STTMForVideoClassification(copy.deepcopy(config)).state_dict()
+    loaded = STTMForVideoClassification.from_pretrained(None, config=config, state_dict={}).state_dict()
+    assert [key for key in new if not torch.equal(new[key], loaded[key])] == []
+
+
+def test_the_predictor_of_vjepa2_is_no_part_of_the_model(tmp_path):
+    video_transformers.build("vjepa2").save_pretrained(tmp_path / "plain")
+    model = STTMForVideoClassification.from_video_pretrained(tmp_path / "plain", keep_ratio=0.7)
+    assert [key for key in model.state_dict() if "predictor" in key] == []
+    model.save_pretrained(tmp_path / "merging")
+    # as the first release saved it
+    file = tmp_path / "merging" / "model.safetensors"
+    save_file({**load_file(file), "sttm.backbone.predictor.mask_tokens": torch.zeros(3)}, file, {"format": "pt"})
+    loaded, report = STTMForVideoClassification.from_pretrained(tmp_path / "merging", output_loading_info=True)
+    assert not any(report.values())
+    clip = video_transformers.clip("vjepa2")
+    assert_close(logits(loaded, clip), logits(model, clip))
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=1e-5 * expected.std().item(), rtol=0)
+
+
+# config.json of a folder that version 0.1.0 saved: STTM over a micro VideoMAE
+FIRST_RELEASE = """
+{
+  "architectures": ["STTMForVideoClassification"],
+  "auto_map": {
+    "AutoConfig": "configuration_sttm.STTMConfig",
+    "AutoModel": "modeling_sttm.STTMModel",
+    "AutoModelForVideoClassification": "modeling_sttm.STTMForVideoClassification"
+  },
+  "backbone_config": {
+    "hidden_size": 24, "image_size": 32, "intermediate_size": 32, "model_type": "videomae", "num_attention_heads": 2,
+    "num_frames": 8, "num_hidden_layers": 4, "patch_size": 8, "tubelet_size": 2, "use_mean_pooling": true
+  },
+  "classifier_dropout": 0.0,
+  "dtype": "float32",
+  "id2label": {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2", "3": "LABEL_3", "4": "LABEL_4"},
+  "initializer_range": 0.02,
+  "keep_ratio": 0.7,
+  "label2id": {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2, "LABEL_3": 3, "LABEL_4": 4},
+  "learned": ["size_weight", "meta_weight", "motion"],
+  "merge_layers": [1, 2, 3],
+  "merge_point": "after_block",
+  "merges_per_stage": null,
+  "meta_grid": [2, 2, 2],
+  "meta_rounds": 2,
+  "meta_temperature": 0.1,
+  "meta_weight": 0.1,
+  "method": "match",
+  "model_type": "sttm",
+  "pool_windows": null,
+  "size_weight": 1.0,
+  "temperature": 0.05,
+  "temporal_share": 0.5,
+  "top_q": 4,
+  "transformers_version": "5.23.0",
+  "view_aggregation": "logits"
+}
+"""
+
+
+def test_a_folder_of_the_first_release_opens(tmp_path):
+    """It names the place of merging, and what was learned of sizes and meta tokens has no axis."""
+    (tmp_path / "config.json").write_text(FIRST_RELEASE)
+    config = STTMConfig.from_pretrained(tmp_path)
+    assert "merge_point" not in config.to_dict()
+    torch.manual_seed(0)
+    model = STTMForVideoClassification(config).eval()
+    numbers = ("size_weight", "meta_weight")
+    with torch.no_grad():
+        for stage in model.sttm.sttm_stages:
+            for number in numbers:
+                getattr(stage, number).fill_(0.37)
+    weights = {
+        key: tensor.reshape(()) if key.endswith(numbers) else tensor for key, tensor in model.state_dict().items()
+    }
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded, report = AutoModelForVideoClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert loaded.sttm.sttm_stages[0].size_weight.tolist() == pytest.approx([0.37])
+    clip = video_transformers.clip("videomae")
+    assert_close(logits(loaded.eval(), clip), logits(model, clip))
+    loaded.save_pretrained(tmp_path / "again")
+    assert load_file(tmp_path / "again" / "model.safetensors")["sttm.sttm_stages.0.size_weight"].shape == (1,)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"top_q": 2}, {"top_q": 4, "learned": ("metric",)}, {"learned": ("size_weight",)}], ids=str
+)
+def test_reentrant_checkpointing_is_refused_where_it_would_lose_gradients(settings):
+    model = micro_models.classifier("sttm", **settings).train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    clip, labels = micro_models.clip(model.config), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="'use_reentrant': False"):
+        model(clip, labels=labels)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model(clip, labels=labels).loss.backward()
+    plain = micro_models.classifier("sttm").train()
+    plain.gradient_checkpointing_enable({"use_reentrant": True})
+    plain(clip, labels=labels).loss.backward()
+    assert all(parameter.grad is not None for parameter in plain.parameters())

@@ -1,4 +1,4 @@
-"""Merging in live models: every family, in and out, and what it costs. Numbers in brackets: sttm.md (e)."""
+"""Merging in live models: every family, in and out, and what it costs."""
 
 import copy
 
@@ -73,7 +73,7 @@ def hooks_and_views(model: nn.Module) -> list:
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_keep_ratio_of_one_leaves_every_bit(name, implementation):  # (1)
+def test_a_keep_ratio_of_one_leaves_every_bit(name, implementation):
     model, clip = video_transformers.build(name), video_transformers.clip(name)
     if name not in video_transformers.EAGER_ONLY:
         model.set_attn_implementation(implementation)
@@ -94,7 +94,7 @@ def test_removal_restores_bits_hooks_and_attributes(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_block_reads_the_tokens_that_the_budget_leaves(name):  # (4)
+def test_every_block_reads_the_tokens_that_the_budget_leaves(name):
     model, clip = video_transformers.build(name), video_transformers.clip(name)
     plan = plan_merging(model.config, MergeOptions(keep_ratio=0.7))
     family = VIDEO_TRANSFORMERS[type(find_video_transformer(model)).__name__]
@@ -116,7 +116,7 @@ def test_hidden_states_are_the_merged_ones_also_if_they_were_recorded_before():
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name not in video_transformers.EAGER_ONLY])
-def test_eager_and_sdpa_agree_and_can_be_changed_while_plugged(name):  # (13)
+def test_eager_and_sdpa_agree_and_can_be_changed_while_plugged(name):
     model, clip = video_transformers.build(name), video_transformers.clip(name)
     add_token_merging(model, keep_ratio=0.7, size_weight=1.0)
     model.set_attn_implementation("sdpa")
@@ -166,7 +166,7 @@ def test_sizes_reach_the_attention_of_every_block_behind_a_merge(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_clip_does_not_depend_on_its_batch_mates(name):  # (6)
+def test_a_clip_does_not_depend_on_its_batch_mates(name):
     model, clip = video_transformers.build(name), video_transformers.clip(name, batch=3)
     add_token_merging(model, keep_ratio=0.7)
     together = logits(model, clip)
@@ -175,7 +175,7 @@ def test_a_clip_does_not_depend_on_its_batch_mates(name):  # (6)
 
 
 @pytest.mark.parametrize("size_weight", [1.0, 0.0])
-def test_merging_equal_tokens_loses_nothing_with_sizes_in_attention_and_mean(size_weight):  # (5)
+def test_merging_equal_tokens_loses_nothing_with_sizes_in_attention_and_mean(size_weight):
     """A still clip: the second frame of each pair merges into the first. Only part of the duplicates does."""
     model, clip = video_transformers.build("videomae"), video_transformers.clip("videomae")
     clip = clip[:, :1].expand(-1, 8, -1, -1, -1)
@@ -187,7 +187,7 @@ def test_merging_equal_tokens_loses_nothing_with_sizes_in_attention_and_mean(siz
     assert difference < 1e-5 if size_weight else difference > 1e-3
 
 
-def test_a_plain_mean_of_merged_tokens_would_lose_something():  # (5)
+def test_a_plain_mean_of_merged_tokens_would_lose_something():
     model, clip = video_transformers.build("videomae"), video_transformers.clip("videomae")
     clip = clip[:, :1].expand(-1, 8, -1, -1, -1)
     positions = model.videomae.embeddings.position_embeddings
@@ -200,7 +200,7 @@ def test_a_plain_mean_of_merged_tokens_would_lose_something():  # (5)
 
 @pytest.mark.parametrize("method", ["pool", "tome", "random", "drop"])
 @pytest.mark.parametrize("name", JOINT)
-def test_the_other_methods_run_behind_the_same_door(name, method):
+def test_the_other_methods_run_by_their_names(name, method):
     model, clip = video_transformers.build(name), video_transformers.clip(name)
     before = logits(model, clip)
     settings = {
@@ -237,7 +237,7 @@ def test_baselines_of_a_tube_leave_as_many_tokens_as_the_tube(name, method):
 # --- families ---
 
 
-def test_vjepa2_rotates_by_centroids_and_equals_its_own_rotation_on_the_grid():  # (14)
+def test_vjepa2_rotates_by_centroids_and_equals_its_own_rotation_on_the_grid():
     model, clip = video_transformers.build("vjepa2"), video_transformers.clip("vjepa2")
     attention = model.vjepa2.encoder.layer[3].attention
     own = attention.get_position_ids(torch.empty(2, 64, 24))
@@ -264,7 +264,7 @@ def test_vjepa2_rotates_by_centroids_and_equals_its_own_rotation_on_the_grid(): 
     torch.testing.assert_close(mean, torch.tensor([[1.5, 1.5, 1.5]] * 2))
 
 
-def test_timesformer_tokens_survive_the_way_to_frames_and_back():  # (14)
+def test_timesformer_tokens_survive_the_way_to_frames_and_back():
     family = VIDEO_TRANSFORMERS["TimesformerModel"]
     hidden = torch.arange(2 * 13 * 3.0).view(2, 13, 3)
     prefix, tokens = family.split(hidden, (4, 3, 1))
@@ -347,7 +347,7 @@ def test_nothing_of_a_clip_is_kept_after_the_forward_pass_nor_after_an_error():
     assert merging_of(model).run is None
 
 
-def test_a_plugged_model_compiles_once_for_all_batches_of_a_size():  # (15)
+def test_a_plugged_model_compiles_once_for_all_batches_of_a_size():
     torch._dynamo.reset()
     model = video_transformers.build("vivit")
     add_token_merging(model, keep_ratio=0.7)
@@ -365,7 +365,7 @@ def test_a_plugged_model_compiles_once_for_all_batches_of_a_size():  # (15)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_bfloat16_stays_close_when_the_same_tokens_merge(name):  # (15)
+def test_bfloat16_stays_close_when_the_same_tokens_merge(name):
     """Which tokens merge may flip in half precision; with everything merged in pairs of equal tokens it cannot matter."""
     model, clip = video_transformers.build(name), video_transformers.clip(name)
     add_token_merging(model, keep_ratio=0.75)
@@ -392,14 +392,16 @@ COSTS = {
 
 def counted_macs(model: nn.Module, clip: torch.Tensor) -> dict[str, float]:
     """G multiply-accumulates, of all and of parts by name."""
-    model.requires_grad_(False)  # no_grad() is not enough for the counter where a parameter enters a layer, as a query does
+    model.requires_grad_(
+        False
+    )  # no_grad() is not enough for the counter where a parameter enters a layer, as a query does
     with FlopCounterMode(display=False) as counter:
         model(clip)
     return {name: sum(flops.values()) / 2e9 for name, flops in counter.get_flop_counts().items()}
 
 
 @pytest.mark.parametrize("name", COSTS)
-def test_multiply_accumulates_of_the_real_module_are_within_one_percent_of_the_table(name):  # (15)
+def test_multiply_accumulates_of_the_real_module_are_within_one_percent_of_the_table(name):
     model_class, config, full, keep, merged, lengths = COSTS[name]
     plan = plan_merging(config)
     family = next(family for family in VIDEO_TRANSFORMERS.values() if family.model_type == config.model_type)

@@ -50,7 +50,9 @@ MODELS = {
 
 def count(model: nn.Module, clip: torch.Tensor) -> tuple[float, float]:
     """G multiply-accumulates of the backbone, and of everything."""
-    model.requires_grad_(False)  # no_grad() is not enough for the counter where a parameter enters a layer, as a query does
+    model.requires_grad_(
+        False
+    )  # no_grad() is not enough for the counter where a parameter enters a layer, as a query does
     with FlopCounterMode(display=False) as counter:
         model(clip)
     counts = {name: sum(flops.values()) / 2e9 for name, flops in counter.get_flop_counts().items()}
