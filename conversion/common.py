@@ -19,6 +19,7 @@ from transformers import AutoModelForVideoClassification, PreTrainedConfig, PreT
 
 import hf_tps
 
+HEADS_FLAG = "--num_attention_heads"
 LABELS_FOLDER = Path(__file__).parent / "labels"
 # Names of data sets whose class lists are in conversion/labels/, with the short names that the recipes use
 KNOWN_LABELS = {
@@ -68,7 +69,7 @@ def argument_parser(family: str, recipes: tuple[str, ...]) -> argparse.ArgumentP
     parser.add_argument(
         "--num_labels", type=positive_int, metavar="N", help="classes of a new head (image checkpoints)"
     )
-    parser.add_argument("--num_attention_heads", type=positive_int, metavar="N", help="heads, where shapes cannot tell")
+    parser.add_argument(HEADS_FLAG, type=positive_int, metavar="N", help="heads, where shapes cannot tell")
     parser.add_argument("--license", metavar="ID", default="unknown", help="licence of the weights, for the model card")
     parser.add_argument("--overwrite", action="store_true", help="replace files in a folder that is not empty")
     parser.add_argument("--push_to_hub", metavar="ID", help="upload the folder to this repository")

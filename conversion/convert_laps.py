@@ -14,6 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the clone, wherever this file is run from
 
 from conversion.common import (
+    HEADS_FLAG,
     KNOWN_LABELS,
     ConversionError,
     Converted,
@@ -29,15 +30,13 @@ from conversion.common import (
     view_settings,
 )
 from hf_tps import LAPSConfig, LAPSForVideoClassification
+from hf_tps.checkpoint_reading import Checkpoint, read_torch_file, unwrap_state_dict
 from hf_tps.image_weights import (
-    ImageCheckpoint,
     is_visformer,
     original_visformer_name,
-    read_torch_file,
     resize_visformer_positions,
     resize_vit_positions,
     timm_vit_name,
-    unwrap_state_dict,
     visformer_image_fields,
     vit_image_fields,
 )
@@ -111,12 +110,12 @@ def convert_weights(
     bare: dict[str, torch.Tensor], original_prefix: str, settings: dict, is_video: bool, arguments: argparse.Namespace
 ) -> Converted:
     source = arguments.checkpoint
-    checkpoint = ImageCheckpoint(bare, None, str(source))
+    checkpoint = Checkpoint(bare, None, str(source))
     backbone = "visformer" if is_visformer(bare) else "vit"
     if backbone == "visformer":
-        fields, weights = visformer_image_fields(checkpoint, arguments.num_attention_heads)
+        fields, weights = visformer_image_fields(checkpoint, arguments.num_attention_heads, HEADS_FLAG)
     else:
-        fields, weights = vit_image_fields(checkpoint, arguments.num_attention_heads)
+        fields, weights = vit_image_fields(checkpoint, arguments.num_attention_heads, HEADS_FLAG)
         fields = laps_names_of_vit_fields(fields)
     image_size = fields.pop("image_size")
 

@@ -30,16 +30,14 @@ from conversion.common import (
     view_settings,
 )
 from hf_tps import TPSConfig, TPSForVideoClassification
+from hf_tps.checkpoint_reading import Checkpoint, read_torch_file, unwrap_state_dict
 from hf_tps.image_weights import (
-    ImageCheckpoint,
     flatten_projection,
     infer_swin_sizes,
     inflate_swin,
     microsoft_swin_name,
-    read_torch_file,
     rename_swin_weights,
     swin_image_fields,
-    unwrap_state_dict,
 )
 from hf_tps.temporal_shift import PATCH_SHIFT_PATTERNS
 from hf_tps.window_layout import relative_position_index
@@ -132,7 +130,7 @@ def convert_video_checkpoint(state_dict: dict[str, torch.Tensor], arguments: arg
 
 def convert_image_checkpoint(state_dict: dict[str, torch.Tensor], arguments: argparse.Namespace) -> Converted:
     source = arguments.checkpoint
-    fields, weights = swin_image_fields(ImageCheckpoint(state_dict, None, str(source)))
+    fields, weights = swin_image_fields(Checkpoint(state_dict, None, str(source)))
     num_labels = new_head_labels(arguments, RECIPE_CLASSES, KNOWN_LABELS)
     fields["window_size"], image_window = arguments.window_size or fields["window_size"], fields["window_size"]
     config = TPSConfig(

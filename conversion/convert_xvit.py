@@ -14,6 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the clone, wherever this file is run from
 
 from conversion.common import (
+    HEADS_FLAG,
     KNOWN_LABELS,
     ConversionError,
     Converted,
@@ -30,12 +31,10 @@ from conversion.common import (
     view_settings,
 )
 from hf_tps import XViTConfig, XViTForVideoClassification
+from hf_tps.checkpoint_reading import Checkpoint, read_torch_file, unwrap_state_dict
 from hf_tps.image_weights import (
-    ImageCheckpoint,
-    read_torch_file,
     resize_vit_positions,
     timm_vit_name,
-    unwrap_state_dict,
     vit_image_fields,
 )
 
@@ -97,8 +96,8 @@ def convert_video_checkpoint(
     unknown = [key for key in state_dict if not key.startswith(tuple(part))]
     if unknown:
         raise ConversionError(f"{source} is no XViT checkpoint: " + "; ".join(f"unknown key {k}" for k in unknown[:20]))
-    backbone = ImageCheckpoint(part["base_model."], None, str(source))
-    sizes, weights = vit_image_fields(backbone, arguments.num_attention_heads)
+    backbone = Checkpoint(part["base_model."], None, str(source))
+    sizes, weights = vit_image_fields(backbone, arguments.num_attention_heads, HEADS_FLAG)
     temporal = weights.pop("temp_embed", None)
     if temporal is None or temporal.ndim != 4:
         raise ConversionError(f"{source}: missing key base_model.temp_embed of shape (1, frames, 1, channels).")
@@ -159,8 +158,8 @@ def convert_video_checkpoint(
 
 def convert_image_checkpoint(state_dict: dict[str, torch.Tensor], arguments: argparse.Namespace) -> Converted:
     source = arguments.checkpoint
-    checkpoint = ImageCheckpoint(state_dict, None, str(source))
-    fields, weights = vit_image_fields(checkpoint, arguments.num_attention_heads)
+    checkpoint = Checkpoint(state_dict, None, str(source))
+    fields, weights = vit_image_fields(checkpoint, arguments.num_attention_heads, HEADS_FLAG)
     num_labels = new_head_labels(arguments, RECIPE_CLASSES, KNOWN_LABELS)
     config = XViTConfig(
         **{

@@ -5,156 +5,15 @@ The image models themselves are never imported: their inner classes move between
 checkpoints do not.
 """
 
-import json
 import math
-import pickle
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
-from transformers.utils import cached_file
 
+from .checkpoint_reading import Checkpoint
 from .vit_layers import resize_positions
-
-
-@dataclass
-class ImageCheckpoint:
-    """Tensors of an image model under their original names, with Transformers' config.json if there was one."""
-
-    state_dict: dict[str, torch.Tensor]
-    config: dict | None
-    source: str
-
-
-# --- reading files ---------------------------------------------------------------------------------------------------
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-# numpy scalars (a training loss, an accuracy) and dtypes: harmless, common, and refused by torch itself
-_SAFE_GLOBALS = [
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    np.dtype,
-    *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
-]
-
-
-def read_torch_file(path: str | Path) -> dict:
-    """
-    What a `.pth` / `.pt` / `.bin` file holds, read with `weights_only=True`: no code of the file is ever run.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no torch file, is damaged, or holds more than tensors, plain Python values and numpy scalars.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        with torch.serialization.safe_globals(_SAFE_GLOBALS):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.findall(r"GLOBAL ([\w.]+)", str(error))
-        if not refused:
-            raise ValueError(f"{path} is no checkpoint that torch can read safely: {_first_line(error)}") from None
-        raise ValueError(
-            f"{path} holds an object of type {', '.join(dict.fromkeys(refused))}; loading it could run code of the file, so "
-            "only tensors, plain Python values and numpy scalars are read. If you trust the file, strip it where that "
-            "library is installed: `checkpoint = torch.load(path, weights_only=False); "
-            "torch.save({'state_dict': checkpoint['state_dict']}, 'stripped.pth')` (or 'model' for an image checkpoint)."
-        ) from None
-    except (RuntimeError, EOFError, OSError, KeyError, AttributeError, IndexError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or no torch checkpoint: {_first_line(error)}") from None
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}; a checkpoint is a dict of tensors.")
-    return loaded
-
-
-def _read_weight_file(path: str | Path) -> dict:
-    if Path(path).suffix != ".safetensors":
-        return read_torch_file(path)
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
-
-
-def unwrap_state_dict(loaded: dict, wrappers: tuple[str, ...], source: str) -> dict[str, torch.Tensor]:
-    """
-    The tensors of a checkpoint: under the first of `wrappers` that it has, else the dict itself.
-
-    Raises:
-        ValueError: if something in it is no tensor.
-    """
-    for name in wrappers:
-        if isinstance(loaded.get(name), dict):
-            loaded = loaded[name]
-            break
-    others = [str(key) for key, value in loaded.items() if not isinstance(value, torch.Tensor)]
-    if others or not loaded:
-        raise ValueError(
-            f"{source} has no state dict under {list(wrappers)} and is none itself: "
-            + (f"the entries {others[:5]} are no tensors." if others else "it is empty.")
-        )
-    return loaded
-
-
-def load_image_checkpoint(name_or_path: str | Path, **hub_kwargs) -> ImageCheckpoint:
-    """
-    Read an image checkpoint: a folder or Hub id with `config.json` and weights (safetensors or torch, whole or in
-    shards), or a single `.safetensors` / `.pth` / `.pt` / `.bin` file.
-
-    Args:
-        hub_kwargs: `cache_dir`, `force_download`, `local_files_only`, `token`, `revision`, `subfolder`.
-
-    Raises:
-        OSError: if the folder, the file or the Hub id does not exist.
-        ValueError: if the files are unreadable.
-    """
-    source = str(name_or_path)
-    path = Path(name_or_path)
-    if path.is_file() or (path.suffix in (".pth", ".pt", ".bin", ".safetensors") and not path.is_dir()):
-        loaded = _read_weight_file(path)
-        return ImageCheckpoint(unwrap_state_dict(loaded, ("model", "state_dict"), source), None, source)
-
-    def find(filename: str) -> str | None:
-        return cached_file(source, filename, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
-
-    if path.is_dir():
-        config_file = find("config.json")
-    else:
-        try:
-            config_file = cached_file(source, "config.json", **hub_kwargs)
-        except OSError as error:
-            raise OSError(f"{source} is neither a file nor a folder, and was not found on the Hub: {error}") from error
-    config = json.loads(Path(config_file).read_text(encoding="utf-8")) if config_file else None
-    for filename in ("model.safetensors", "pytorch_model.bin"):
-        if whole := find(filename):
-            return ImageCheckpoint(unwrap_state_dict(_read_weight_file(whole), (), source), config, source)
-        if index := find(f"{filename}.index.json"):
-            shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
-            outside = sorted(shard for shard in shards if Path(shard).name != shard)
-            if outside:
-                raise ValueError(f"{index} names files outside its folder: {outside}.")
-            state_dict = {}
-            for shard in sorted(shards):
-                file = find(shard)
-                if file is None:
-                    raise ValueError(f"{source} lacks the shard {shard} that its {filename}.index.json names.")
-                state_dict.update(_read_weight_file(file))
-            return ImageCheckpoint(state_dict, config, source)
-    raise ValueError(f"{source} has neither model.safetensors nor pytorch_model.bin (nor their index files).")
-
 
 # --- names that the image models share -------------------------------------------------------------------------------
 
@@ -190,19 +49,21 @@ def _join_query_key_value(weights: dict[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def check_given_sizes(source: str, fields: dict, overrides: dict, free: tuple[str, ...]) -> None:
-    """
+    """Refuse sizes that are not those of the weights.
+
     Raises:
         ValueError: for a size in `overrides` that contradicts what the weights say (`fields`), but for those in `free`.
     """
-
-    def comparable(value):  # JSON knows no tuples, so (2, 2) and [2, 2] mean the same in a config
-        return tuple(value) if isinstance(value, list | tuple) else value
-
     for name, value in fields.items():
-        if name in overrides and name not in free and comparable(overrides[name]) != comparable(value):
+        if name in overrides and name not in free and _comparable(overrides[name]) != _comparable(value):
             raise ValueError(
                 f"{source} has {name}={value}, which comes with its weights; got {name}={overrides[name]}."
             )
+
+
+def _comparable(value: Any) -> Any:
+    """JSON knows no tuples, so (2, 2) and [2, 2] mean the same in a config."""
+    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 # --- Swin ------------------------------------------------------------------------------------------------------------
@@ -235,9 +96,9 @@ SWIN_FREE_FIELDS = (
 
 
 def rename_swin_weights(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """
-    Weights of a Swin (or of an original TPS backbone) under the names of this package; query, key and value joined into
-    one tensor. Heads and index buffers are left out. Names that are not known stay as they are.
+    """Weights of a Swin (or of an original TPS backbone) under the names of this package.
+
+    Query, key and value are joined into one tensor, heads and index buffers left out. Unknown names stay as they are.
     """
     renamed = {}
     for key, tensor in state_dict.items():
@@ -262,9 +123,11 @@ def microsoft_swin_name(name: str) -> str:
 
 
 def infer_swin_sizes(weights: dict[str, torch.Tensor], source: str) -> dict:
-    """
-    Sizes that the shapes of a Swin's (or TPS's) weights tell, as fields of a config: `embed_dim`, `patch_size`,
-    `num_channels`, `depths`, `num_heads`, `mlp_ratio`, `qkv_bias`, and `tubelet_size` where the embedding has a time axis.
+    """Sizes that the shapes of a Swin's (or TPS's) weights tell, as fields of a config.
+
+    Returns:
+        `embed_dim`, `patch_size`, `num_channels`, `depths`, `num_heads`, `mlp_ratio`, `qkv_bias`, and `tubelet_size`
+        where the embedding has a time axis.
 
     Raises:
         ValueError: if a weight that every Swin has is not there.
@@ -296,9 +159,8 @@ def infer_swin_sizes(weights: dict[str, torch.Tensor], source: str) -> dict:
     return sizes
 
 
-def swin_image_fields(checkpoint: ImageCheckpoint) -> tuple[dict, dict[str, torch.Tensor]]:
-    """
-    Config fields and weights (still those of the image model, renamed) of a Swin image checkpoint.
+def swin_image_fields(checkpoint: Checkpoint) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Config fields and weights (still those of the image model, renamed) of a Swin image checkpoint.
 
     Raises:
         ValueError: for another architecture, and for absolute position embeddings, which TPS has not.
@@ -330,8 +192,7 @@ def swin_image_fields(checkpoint: ImageCheckpoint) -> tuple[dict, dict[str, torc
 
 
 def resize_bias_table(table: torch.Tensor, window_size: int) -> torch.Tensor:
-    """
-    A 2D relative position bias table for another window: bicubic, as TPS's `inflate_weights` does it.
+    """A 2D relative position bias table for another window: bicubic, as TPS's `inflate_weights` does it.
 
     Args:
         table: ((2w - 1)^2, heads).
@@ -350,11 +211,10 @@ def resize_bias_table(table: torch.Tensor, window_size: int) -> torch.Tensor:
 def inflate_swin(
     weights: dict[str, torch.Tensor], tubelet_size: int, temporal_size: int, window_size: int
 ) -> dict[str, torch.Tensor]:
-    """
-    Weights of TPS from those of its image model, such that a static clip gives the features of its frame.
+    """Weights of TPS from those of its image model, such that a static clip gives the features of its frame.
 
-    The patch embedding is repeated over the frames of a tubelet and divided by their number; each bias table is repeated
-    for all 2 * temporal_size - 1 temporal offsets (released `inflate_weights`).
+    The patch embedding is repeated over the frames of a tubelet and divided by their number; each bias table is
+    repeated for all 2 * temporal_size - 1 temporal offsets (released `inflate_weights`).
     """
     inflated = {}
     for key, tensor in weights.items():
@@ -401,9 +261,9 @@ _VIT_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 
 
 def rename_vit_weights(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """
-    Weights of a ViT or DeiT under the names of this package; query, key and value joined, the patch embedding flattened to
-    a linear layer. Heads, pooler, and a distillation token with its position, are left out. Names that are not known stay.
+    """Weights of a ViT or DeiT under the names of this package, query, key and value joined.
+
+    Heads, pooler, and a distillation token with its position, are left out. Unknown names stay as they are.
     """
     distilled = any(key.endswith(("distillation_token", "dist_token")) for key in state_dict)
     renamed = {}
@@ -428,11 +288,18 @@ def timm_vit_name(name: str) -> str:
     return re.sub(r"^(blocks\.\d+)\.attention\.", r"\1.attn.", name)
 
 
-def infer_vit_sizes(weights: dict[str, torch.Tensor], source: str, num_attention_heads: int | None) -> dict:
-    """
-    Sizes that the shapes of a ViT's weights tell, as fields of a config: `hidden_size`, `num_hidden_layers`,
-    `num_attention_heads` (given, or those of the published ViT of this width), `intermediate_size`, `patch_size`,
-    `num_channels`, `image_size`, `qkv_bias`.
+def infer_vit_sizes(
+    weights: dict[str, torch.Tensor], source: str, num_heads: int | None, heads_name: str = "num_attention_heads"
+) -> dict:
+    """Sizes that the shapes of a ViT's weights tell, as fields of a config.
+
+    Args:
+        num_heads: attention heads; None: those of the published ViT of this width.
+        heads_name: what the caller calls them, for the message.
+
+    Returns:
+        `hidden_size`, `num_hidden_layers`, `num_attention_heads`, `intermediate_size`, `patch_size`, `num_channels`,
+        `image_size`, `qkv_bias`.
 
     Raises:
         ValueError: if a weight that every ViT has is not there, or if nothing tells the heads.
@@ -444,11 +311,11 @@ def infer_vit_sizes(weights: dict[str, torch.Tensor], source: str, num_attention
         raise ValueError(f"{source} holds no complete vision transformer: it lacks {lacking} (timm's names).")
     projection = weights["embeddings.projection.weight"]
     width, channels, patch = projection.shape[0], projection.shape[1], projection.shape[-1]
-    heads = num_attention_heads or _VIT_HEADS.get(width)
+    heads = num_heads or _VIT_HEADS.get(width)
     if heads is None:
         raise ValueError(
-            f"{source} has {width} channels, which is no published ViT, and weights do not tell the number of attention "
-            "heads: give num_attention_heads (for a converter --num_attention_heads)."
+            f"{source} has {width} channels, which is no published ViT, and weights do not tell the number of "
+            f"attention heads: give {heads_name}."
         )
     patches = weights["embeddings.position_embeddings"].shape[1] - 1
     if math.isqrt(patches) ** 2 != patches:
@@ -466,10 +333,9 @@ def infer_vit_sizes(weights: dict[str, torch.Tensor], source: str, num_attention
 
 
 def vit_image_fields(
-    checkpoint: ImageCheckpoint, num_attention_heads: int | None = None
+    checkpoint: Checkpoint, num_heads: int | None = None, heads_name: str = "num_attention_heads"
 ) -> tuple[dict, dict[str, torch.Tensor]]:
-    """
-    Config fields and weights (renamed) of a ViT or DeiT image checkpoint.
+    """Config fields and weights (renamed) of a ViT or DeiT image checkpoint; see `infer_vit_sizes`.
 
     Raises:
         ValueError: for another architecture, or if nothing tells the heads.
@@ -477,11 +343,12 @@ def vit_image_fields(
     config = checkpoint.config or {}
     if config.get("model_type", "vit") not in ("vit", "deit"):
         raise ValueError(
-            f"{checkpoint.source} is a {config['model_type']!r} checkpoint; this model starts from 'vit' or 'deit' (such as "
-            "google/vit-base-patch16-224-in21k)."
+            f"{checkpoint.source} is a {config['model_type']!r} checkpoint; this model starts from 'vit' or 'deit' "
+            "(such as google/vit-base-patch16-224-in21k)."
         )
     weights = rename_vit_weights(checkpoint.state_dict)
-    fields = infer_vit_sizes(weights, checkpoint.source, config.get("num_attention_heads") or num_attention_heads)
+    num_heads = config.get("num_attention_heads") or num_heads
+    fields = infer_vit_sizes(weights, checkpoint.source, num_heads, heads_name)
     fields.update({name: config[name] for name in VIT_FREE_FIELDS[1:] if name in config})
     weights["embeddings.projection.weight"] = flatten_projection(weights["embeddings.projection.weight"])
     return fields, weights
@@ -502,9 +369,10 @@ _VISFORMER_HEADS = {192: 3, 384: 6}
 
 
 def visformer_map_side(image_size: int, stage: int) -> int:
-    """
-    Places along a side of a stage's map: the stem halves an image, rounded up; the patch embeddings divide by 4, 2 and 2,
-    rounded down (360 pixels: 45, 22, 11).
+    """Places along a side of a stage's map.
+
+    The stem halves an image, rounded up; the patch embeddings divide by 4, 2 and 2, rounded down: 360 pixels give 45,
+    22 and 11.
     """
     return -(-image_size // 2) // (4 * 2**stage)
 
@@ -514,9 +382,9 @@ def is_visformer(state_dict: dict[str, torch.Tensor]) -> bool:
 
 
 def rename_visformer_weights(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """
-    Weights of a Visformer (or of an original LAPS network) under the names of `modeling_laps.py`; 1 x 1 convolutions of
-    attention and later MLPs become linear layers; a counter of batches that is not in the file is 0. Its head is left out.
+    """Weights of a Visformer (or of an original LAPS network) under the names of `modeling_laps.py`, without the head.
+
+    1 x 1 convolutions of attention and later MLPs become linear layers; a counter of batches that the file lacks is 0.
     """
     renamed = {}
     for key, tensor in state_dict.items():
@@ -562,10 +430,14 @@ def original_visformer_name(name: str) -> str:
     return name
 
 
-def infer_visformer_sizes(weights: dict[str, torch.Tensor], source: str, num_heads: int | None) -> dict:
-    """
-    Sizes that the shapes of a Visformer's weights tell, as fields of a `LAPSConfig`; `num_heads` given, or that of the
-    release's Visformer of this width.
+def infer_visformer_sizes(
+    weights: dict[str, torch.Tensor], source: str, num_heads: int | None, heads_name: str = "num_heads"
+) -> dict:
+    """Sizes that the shapes of a Visformer's weights tell, as fields of a `LAPSConfig`.
+
+    Args:
+        num_heads: attention heads; None: those of the release's Visformer of this width.
+        heads_name: what the caller calls them, for the message.
 
     Raises:
         ValueError: if a weight that every Visformer has is not there, or if nothing tells the heads.
@@ -583,8 +455,8 @@ def infer_visformer_sizes(weights: dict[str, torch.Tensor], source: str, num_hea
     heads = num_heads or _VISFORMER_HEADS.get(width)
     if heads is None:
         raise ValueError(
-            f"{source} has {width} channels in its second stage, which is no Visformer of the release, and weights do not "
-            "tell the number of attention heads: give num_heads (for a converter --num_attention_heads)."
+            f"{source} has {width} channels in its second stage, which is no Visformer of the release, and weights do "
+            f"not tell the number of attention heads: give {heads_name}."
         )
     blocks = [re.match(r"stages\.(\d)\.blocks\.(\d+)\.", key) for key in weights]
     grouped = weights["stages.0.blocks.0.mlp.conv2.weight"]
@@ -601,11 +473,11 @@ def infer_visformer_sizes(weights: dict[str, torch.Tensor], source: str, num_hea
 
 
 def visformer_image_fields(
-    checkpoint: ImageCheckpoint, num_heads: int | None = None
+    checkpoint: Checkpoint, num_heads: int | None = None, heads_name: str = "num_heads"
 ) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Config fields and weights (renamed) of a Visformer file; raises as `infer_visformer_sizes`."""
+    """Config fields and weights (renamed) of a Visformer file; arguments and errors of `infer_visformer_sizes`."""
     weights = rename_visformer_weights(checkpoint.state_dict)
-    return infer_visformer_sizes(weights, checkpoint.source, num_heads), weights
+    return infer_visformer_sizes(weights, checkpoint.source, num_heads, heads_name), weights
 
 
 def resize_visformer_positions(weights: dict[str, torch.Tensor], image_size: int) -> dict[str, torch.Tensor]:

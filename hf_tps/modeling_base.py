@@ -13,7 +13,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
-from .image_weights import ImageCheckpoint, load_image_checkpoint
+from .checkpoint_reading import Checkpoint, read_checkpoint
 from .layers import PreparedModule
 
 
@@ -71,8 +71,7 @@ HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "rev
 
 
 def sort_keywords(config_class: type, kwargs: dict) -> tuple[dict, dict]:
-    """
-    Keywords of a door for checkpoints: those for the Hub, and fields of the config.
+    """The keywords of a `from_..._pretrained` method, sorted: those for the Hub, and fields of the config.
 
     Raises:
         ValueError: for a keyword that is neither.
@@ -129,7 +128,7 @@ class VideoPreTrainedModel(PreTrainedModel):
         return self
 
     @classmethod
-    def config_and_weights_from_image(cls, checkpoint: ImageCheckpoint, overrides: dict):
+    def config_and_weights_from_image(cls, checkpoint: Checkpoint, overrides: dict):
         """The config, and the tensors of the base model, that an image checkpoint gives. Each family's own."""
         raise NotImplementedError(f"{cls.__name__} has no image model to start from.")
 
@@ -162,7 +161,7 @@ class VideoPreTrainedModel(PreTrainedModel):
     @classmethod
     def load_from_image(cls, name_or_path: str | Path, overrides: dict, loading: dict, hub_kwargs: dict):
         """`from_image_pretrained` with its keywords checked and sorted."""
-        checkpoint = load_image_checkpoint(name_or_path, **hub_kwargs)
+        checkpoint = read_checkpoint(name_or_path, **hub_kwargs)
         config, state_dict = cls.config_and_weights_from_image(checkpoint, overrides)
         model, report = cls.from_pretrained(
             None, config=config, state_dict=state_dict, output_loading_info=True, **loading

@@ -14,11 +14,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .checkpoint_reading import Checkpoint
 from .configuration_laps import LAPSConfig
 from .image_weights import (
     VISFORMER_FREE_FIELDS,
     VIT_FREE_FIELDS,
-    ImageCheckpoint,
     check_given_sizes,
     is_visformer,
     resize_visformer_positions,
@@ -344,7 +344,7 @@ class LAPSPreTrainedModel(VideoPreTrainedModel):
 
     @classmethod
     def config_and_weights_from_image(
-        cls, checkpoint: ImageCheckpoint, overrides: dict
+        cls, checkpoint: Checkpoint, overrides: dict
     ) -> tuple[LAPSConfig, dict[str, torch.Tensor]]:
         """A Visformer file of the release, or a ViT or DeiT; positions are resized for another image size."""
         if is_visformer(checkpoint.state_dict):
@@ -354,7 +354,7 @@ class LAPSPreTrainedModel(VideoPreTrainedModel):
             config = LAPSConfig(**{**fields, **overrides})
             weights = resize_visformer_positions(weights, config.image_size)
         else:
-            fields, weights = vit_image_fields(checkpoint, overrides.get("num_heads"))
+            fields, weights = vit_image_fields(checkpoint, overrides.get("num_heads"), heads_name="num_heads")
             fields = laps_names_of_vit_fields(fields)
             check_given_sizes(checkpoint.source, fields, overrides, free=VIT_FREE_FIELDS)
             config = LAPSConfig(**{**fields, **overrides})

@@ -14,8 +14,8 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
+from .checkpoint_reading import read_checkpoint
 from .configuration_sttm import STTMConfig
-from .image_weights import load_image_checkpoint
 from .modeling_base import PreTrainedModelAroundBackbone, VideoClassificationMixin, check_pixel_values, sort_keywords
 from .modeling_laps import LAPSForVideoClassification, LAPSModel
 from .modeling_xvit import XViTForVideoClassification, XViTModel
@@ -233,7 +233,7 @@ def check_loaded(model: PreTrainedModel, report: dict, source: str, needs_head: 
     for tensor in model.state_dict().values():
         loaded.setdefault(fingerprint(tensor), []).append(tensor)
     lost = []
-    for name, tensor in load_image_checkpoint(source, **hub_kwargs).state_dict.items():
+    for name, tensor in read_checkpoint(source, **hub_kwargs).state_dict.items():
         # Heads, decoders of pre-training and the like are no part of the base model.
         if not name.startswith(prefix) and name.split(".")[0] not in base_parts:
             continue

@@ -13,8 +13,9 @@ from transformers.utils import logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .checkpoint_reading import Checkpoint
 from .configuration_tps import TPSConfig
-from .image_weights import SWIN_FREE_FIELDS, ImageCheckpoint, check_given_sizes, inflate_swin, swin_image_fields
+from .image_weights import SWIN_FREE_FIELDS, check_given_sizes, inflate_swin, swin_image_fields
 from .layers import (
     MLP,
     DropPath,
@@ -263,7 +264,7 @@ class TPSPreTrainedModel(VideoPreTrainedModel):
 
     @classmethod
     def config_and_weights_from_image(
-        cls, checkpoint: ImageCheckpoint, overrides: dict
+        cls, checkpoint: Checkpoint, overrides: dict
     ) -> tuple[TPSConfig, dict[str, torch.Tensor]]:
         """A Swin, inflated (released `inflate_weights`). Its window stays unless `overrides` names another one."""
         fields, weights = swin_image_fields(checkpoint)

@@ -13,10 +13,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .checkpoint_reading import Checkpoint
 from .configuration_xvit import XViTConfig
 from .image_weights import (
     VIT_FREE_FIELDS,
-    ImageCheckpoint,
     check_given_sizes,
     resize_vit_positions,
     vit_image_fields,
@@ -171,7 +171,7 @@ class XViTPreTrainedModel(VideoPreTrainedModel):
 
     @classmethod
     def config_and_weights_from_image(
-        cls, checkpoint: ImageCheckpoint, overrides: dict
+        cls, checkpoint: Checkpoint, overrides: dict
     ) -> tuple[XViTConfig, dict[str, torch.Tensor]]:
         """A ViT or DeiT; positions are resized for another image size, temporal embeddings begin at zero."""
         fields, weights = vit_image_fields(checkpoint, overrides.get("num_attention_heads"))

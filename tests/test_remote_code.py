@@ -118,6 +118,17 @@ def test_loading_and_saving_with_the_package_keeps_the_folder_complete(family, t
     assert scores[0] == scores[1]
 
 
+READERS_OF_IMAGE_FILES = {"tps", "xvit", "laps", "sttm"}  # STTM merges the tokens of XViT and LAPS too
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_families_that_read_image_files_carry_the_names_of_their_weights(family, tmp_path):
+    micro_models.classifier(family).save_pretrained(tmp_path)
+    carried = {file.name for file in tmp_path.glob("*.py")}
+    assert f"modeling_{family}.py" in carried
+    assert ("image_weights.py" in carried) == (family in READERS_OF_IMAGE_FILES)
+
+
 def test_every_module_that_a_hub_copy_reaches_is_imported_in_the_one_way_that_is_copied(root):
     """Transformers copies what `from .name import` at the start of a line names, and nothing else."""
     import ast
