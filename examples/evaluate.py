@@ -17,7 +17,7 @@ from accelerate import Accelerator
 
 from hf_tps.training import arguments as flags
 from hf_tps.training import results as outcome
-from hf_tps.training.data import ClipReader, VideoDataset, check_files, first_videos
+from hf_tps.training.data import ClipReader, VideoDataset
 from hf_tps.training.evaluation import predict
 from hf_tps.training.frame_cache import FrameCache
 from hf_tps.training.metrics import summarize
@@ -29,6 +29,7 @@ from hf_tps.training.starting_points import (
     load_model,
     load_processor,
 )
+from hf_tps.training.video_lists import check_files, first_videos
 
 logger = logging.getLogger("evaluate")
 

@@ -233,7 +233,7 @@ class TPSVideoProcessor(VideoProcessorMixin):
         return frames, metadata
 
 
-# ---------------------------------------------------------------------------------------------------------- settings
+# --- settings --------------------------------------------------------------------------------------------------------
 
 
 def _check_frame_budget(num_frames: int | None, fps: float | None) -> None:
@@ -313,7 +313,7 @@ def _size(value: Any, name: str) -> dict[str, int]:
     raise ValueError(f"{name} must be a number, a pair or a dictionary, got {value!r}.")
 
 
-# ------------------------------------------------------------------------------------------------------------- input
+# --- input -----------------------------------------------------------------------------------------------------------
 
 
 def _is_source(video: Any) -> bool:
@@ -448,7 +448,7 @@ def _to_rgb(frames: torch.Tensor, do_convert_rgb: bool) -> torch.Tensor:
     return rgb if frames.is_floating_point() else rgb.round().to(torch.uint8)
 
 
-# ------------------------------------------------------------------------------------------------------------ pixels
+# --- pixels ----------------------------------------------------------------------------------------------------------
 
 
 def _views(frames: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Recipes, parameter groups, schedules, protocols, metrics and views: each against what is written or counted by hand."""
+"""Recipes, parameter groups, schedules, protocols, metrics and views against what is written or counted by hand."""
 
 import argparse
 

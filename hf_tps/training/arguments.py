@@ -1,28 +1,47 @@
-"""Command-line flags that the scripts share, named as in Transformers' own examples."""
+"""Command-line flags that the scripts share, named as in Transformers' own examples.
+
+The one file here that speaks of flags: the others name what they are given, and `about` puts the flag before it.
+"""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from transformers import PreTrainedModel
+
+from ..video_processing_tps import TPSVideoProcessor
 from .augmentation import CROPS, AugmentationSettings
-from .data import (
-    BrokenVideos,
-    LabelledVideos,
-    StreamedVideos,
-    check_files,
-    first_videos,
-    never_flipped,
-    read_class_folders,
-    read_hub_dataset,
-    read_list,
-    split_off_validation,
-)
+from .class_names import never_flipped
+from .data import BrokenVideos
+from .hub_datasets import StreamedVideos, read_hub_dataset
 from .optimization import NO_DECAY_RULES
 from .recipes import RECIPES, recipe_named
 from .starting_points import FROM_IMAGE, check_model, load_model, load_processor, parse_overrides
+from .video_lists import (
+    LabelledVideos,
+    check_files,
+    first_videos,
+    read_class_folders,
+    read_list,
+    split_off_validation,
+)
+
+if TYPE_CHECKING:  # imported where it is used: it takes seconds
+    import datasets
 
 SAMPLING_FLAGS = ("sampling", "frame_interval", "index_rule", "past_end", "clip_placement", "image_mean", "image_std")
+
+
+@contextmanager
+def about(flag: str) -> Iterator[None]:
+    """Errors of what is done with the value of a flag name it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{flag}: {error}") from error
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, training: bool) -> None:
@@ -182,14 +201,16 @@ def describe_recipe(arguments: argparse.Namespace, total_batch_size: int) -> str
         lines.append(f"  {name} = {used}" + ("" if used == value else f"  (the recipe: {value})"))
     lines += [f"  note: {note}" for note in recipe.deviations]
     if total_batch_size != recipe.total_batch_size:
-        lines.append(
-            f"  note: its learning rate is for batches of {recipe.total_batch_size} clips, these have {total_batch_size}"
-            + (" (scaled)." if arguments.scale_learning_rate else "; --scale_learning_rate scales it.")
-        )
+        remedy = " (scaled)." if arguments.scale_learning_rate else "; --scale_learning_rate scales it."
+        batches = f"batches of {recipe.total_batch_size} clips, these have {total_batch_size}"
+        lines.append(f"  note: its learning rate is for {batches}{remedy}")
     return "\n".join(lines)
 
 
-def _load_split(arguments: argparse.Namespace, split: str, streaming: bool = False):
+def _load_split(
+    arguments: argparse.Namespace, split: str, streaming: bool = False
+) -> "datasets.Dataset | datasets.IterableDataset | None":
+    """One split of the data set that the flags name; None if it has no such split."""
     from datasets import load_dataset
 
     try:
@@ -242,7 +263,8 @@ def read_training_data(arguments: argparse.Namespace) -> tuple[LabelledVideos, L
         raise ValueError("There is nothing to train on: give --train_dir, --train_file or --dataset_name.")
     validation = read_videos(arguments, "validation")
     if validation is None and arguments.train_val_split > 0:
-        train, validation = split_off_validation(train, arguments.train_val_split, arguments.seed)
+        with about("--train_val_split"):
+            train, validation = split_off_validation(train, arguments.train_val_split, arguments.seed)
     train = first_videos(train, arguments.max_train_samples, arguments.seed)
     check_files(train, arguments.on_broken_video)
     return train, None if validation is None else _checked_validation(arguments, validation, train.class_names)
@@ -288,7 +310,8 @@ def read_training_stream(
 
 def config_overrides(arguments: argparse.Namespace) -> dict:
     """Fields of the model's config that flags set."""
-    overrides = parse_overrides(arguments.config_overrides)
+    with about("--config_overrides"):
+        overrides = parse_overrides(arguments.config_overrides)
     for name in ("num_frames", "drop_path_rate", "classifier_dropout"):
         if getattr(arguments, name, None) is not None:
             overrides[name] = getattr(arguments, name)
@@ -310,12 +333,14 @@ def augmentation_settings(arguments: argparse.Namespace, class_names: Sequence[s
     """What the flags say about augmentation; None with --no_augmentation."""
     if arguments.no_augmentation:
         return None
+    with about("--no_flip_classes"):
+        no_flip = never_flipped(class_names, arguments.no_flip_classes)
     return AugmentationSettings(
         crop=arguments.crop,
         scale=tuple(arguments.crop_scale),
         short_side=tuple(arguments.crop_short_side),
         flip=arguments.flip,
-        no_flip=never_flipped(class_names, arguments.no_flip_classes),
+        no_flip=no_flip,
         rand_augment_ops=arguments.rand_augment_ops,
         rand_augment_magnitude=arguments.rand_augment_magnitude,
         color_jitter=arguments.color_jitter,
@@ -352,7 +377,7 @@ def check_training_arguments(parser: argparse.ArgumentParser, arguments: argpars
 
 
 def checkpoint_is_due(when: str, step: int, epoch_ends: bool, last: bool) -> bool:
-    """Whether `--checkpointing_steps` asks for a checkpoint after this step; the last step always has one, but for "no"."""
+    """Whether a checkpoint is due after this step: `--checkpointing_steps`, and the last step unless it says "no"."""
     if when == "no":
         return False
     return last or (epoch_ends if when == "epoch" else step % int(when) == 0)
@@ -365,7 +390,7 @@ def data_name(arguments: argparse.Namespace) -> str:
     return (arguments.train_dir or arguments.train_file).resolve().name
 
 
-def build_model(arguments: argparse.Namespace, class_names: Sequence[str]):
+def build_model(arguments: argparse.Namespace, class_names: Sequence[str]) -> tuple[PreTrainedModel, TPSVideoProcessor]:
     """The model that the flags of a training ask for, for these classes, and its processor."""
     model = load_model(
         class_names,

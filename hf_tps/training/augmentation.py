@@ -17,7 +17,8 @@ CROPS = ("random_resized", "jitter", "multiscale", "center")
 
 @dataclass(frozen=True)
 class AugmentationSettings:
-    """
+    """What is changed in a training clip, how strongly and how often.
+
     Attributes:
         crop: "random_resized" (a random part of the area, stretched to the crop), "jitter" (shorter side to a random
             length, random crop), "multiscale" (TSN: side lengths of 1, .875, .75 or .66 of the shorter side), "center"
@@ -45,7 +46,7 @@ class AugmentationSettings:
     erasing_area: tuple[float, float] = (0.02, 1 / 3)
     erasing_ratio: float = 0.3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.crop not in CROPS:
             raise ValueError(f"crop must be one of {CROPS}, got {self.crop!r}.")
         for name in ("flip", "color_jitter", "erasing"):
@@ -83,7 +84,7 @@ class ClipAugmentation:
         antialias: of the resizing, as in the processor.
     """
 
-    def __init__(self, settings: AugmentationSettings, crop_size: tuple[int, int], antialias: bool = False):
+    def __init__(self, settings: AugmentationSettings, crop_size: tuple[int, int], antialias: bool = False) -> None:
         if settings.crop == "jitter" and settings.short_side[0] < max(crop_size):
             raise ValueError(
                 f"short_side={settings.short_side} must not be smaller than the crop {crop_size}: nothing is padded."
@@ -168,7 +169,7 @@ class ClipAugmentation:
 def _random_box(
     size: tuple[int, int], area: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
 ) -> tuple[int, int, int, int] | None:
-    """Top, left, height and width of a random box with a share of the area and a ratio within bounds; None: none fits."""
+    """Top, left, height and width of a random box whose area and ratio are within bounds; None: none fits."""
     height, width = size
     for _ in range(10):
         wanted = height * width * _uniform(generator, *area)
@@ -180,7 +181,7 @@ def _random_box(
     return None
 
 
-# -------------------------------------------------------------------------------------------------------- RandAugment
+# --- RandAugment -----------------------------------------------------------------------------------------------------
 
 
 def _as_bytes(frames: torch.Tensor) -> torch.Tensor:
@@ -324,11 +325,14 @@ def color_jitter(frames: torch.Tensor, probability: float, generator: torch.Gene
     return frames
 
 
-# -------------------------------------------------------------------------------------------------------------- batch
+# --- batch -----------------------------------------------------------------------------------------------------------
 
 
 def soft_labels(labels: torch.Tensor, num_classes: int, smoothing: float = 0.0) -> torch.Tensor:
-    """Class probabilities (batch, classes) from class ids (batch,): 1 - smoothing on the class, the rest shared by all."""
+    """Class probabilities (batch, classes) from class ids (batch,).
+
+    The class has 1 - smoothing, the rest is shared by all.
+    """
     return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes
 
 

@@ -36,7 +36,8 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: dict) -> None:
-        """
+        """Go on where a saved run was.
+
         Raises:
             ValueError: if the saved run had another fingerprint.
         """
@@ -48,7 +49,7 @@ class Progress:
             raise ValueError(
                 "This checkpoint belongs to another run and cannot continue bit for bit: "
                 + ", ".join(f"{name} was {saved.get(name)}, now {self.fingerprint.get(name)}" for name in different)
-                + ". Start from its weights with --model_name_or_path instead."
+                + ". Start a new run from its weights instead."
             )
         for name, value in state.items():
             setattr(self, name, value)
@@ -102,7 +103,7 @@ def remove_incomplete(folder: str | Path) -> None:
 
 
 def find_checkpoint(wanted: str, folder: str | Path) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` names.
+    """The checkpoint that a run is to continue from.
 
     Args:
         wanted: a checkpoint's folder, or "latest": the newest complete one, None if there is none yet.
@@ -121,7 +122,8 @@ def find_checkpoint(wanted: str, folder: str | Path) -> Path | None:
 
 
 def load_checkpoint(accelerator: Accelerator, path: Path) -> None:
-    """
+    """Put everything back that `save_checkpoint` saved.
+
     Raises:
         ValueError: if it was saved by a different number of processes.
     """

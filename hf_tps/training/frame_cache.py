@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..video_reading import read_video
-from .data import LabelledVideos, first_line
+from .text import first_line
+from .video_lists import LabelledVideos
 
 
 class FrameCache:
@@ -22,7 +23,7 @@ class FrameCache:
     raises the `ValueError` of its decoding. Meant for small videos: a minute of 340 x 256 takes 400 MB.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.entries = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
         self._bytes: np.memmap | None = None
@@ -71,7 +72,7 @@ class FrameCache:
 
 
 class _WholeVideos(Dataset):
-    def __init__(self, videos: LabelledVideos):
+    def __init__(self, videos: LabelledVideos) -> None:
         self.videos = videos
 
     def __len__(self) -> int:
@@ -100,7 +101,7 @@ def _decode_all(videos: LabelledVideos, folder: Path, num_workers: int) -> None:
                 if expected > free:
                     raise ValueError(
                         f"The decoded frames need about {expected / 2**30:.1f} GiB more, {folder.parent} has "
-                        f"{free / 2**30:.1f} GiB: leave --cache_frames away, or name a folder on a larger disk."
+                        f"{free / 2**30:.1f} GiB: keep them on a larger disk, or do without a cache of frames."
                     )
             file.write(data)
     (folder / "index.json").write_text(json.dumps(entries), encoding="utf-8")

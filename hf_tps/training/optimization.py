@@ -22,6 +22,9 @@ def decays(name: str, parameter: torch.Tensor, rule: str) -> bool:
     Args:
         rule: "standard" spares biases, norms (all that is 1-D), position embeddings, bias tables and class tokens;
             "positions" spares position embeddings, bias tables and class tokens only; "none" spares nothing.
+
+    Raises:
+        ValueError: for another rule.
     """
     if rule not in NO_DECAY_RULES:
         raise ValueError(f"The rule for weight decay must be one of {NO_DECAY_RULES}, got {rule!r}.")
@@ -72,9 +75,9 @@ def parameter_groups(
     Raises:
         ValueError: if a multiplier is out of range, nothing is trainable, or a name of `full_lr_names` matches nothing.
     """
-    for flag, value in (("backbone_lr_multiplier", backbone_lr_multiplier), ("layer_decay", layer_decay)):
+    for setting, value in (("backbone_lr_multiplier", backbone_lr_multiplier), ("layer_decay", layer_decay)):
         if not 0 < value <= 1:
-            raise ValueError(f"{flag} must lie in (0, 1], got {value}.")
+            raise ValueError(f"{setting} must lie in (0, 1], got {value}.")
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not named:
         raise ValueError("The model has no trainable parameters.")
@@ -102,7 +105,11 @@ def make_optimizer(
     momentum: float = 0.9,
     nesterov: bool = False,
 ) -> torch.optim.Optimizer:
-    """AdamW or SGD."""
+    """AdamW or SGD.
+
+    Raises:
+        ValueError: for another name.
+    """
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas)
     if name == "sgd":
@@ -118,9 +125,12 @@ def make_scheduler(
     total_steps: int,
     milestones: Sequence[int] = (),
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """One of Transformers' schedules ("cosine", "linear", "constant_with_warmup", ...), stepped once per optimizer step.
+    """One of Transformers' schedules ("cosine", "linear", ...), stepped once per optimizer step.
 
     "multistep" multiplies the rate by 0.1 at each of `milestones` (steps), after a linear warm-up.
+
+    Raises:
+        ValueError: for a schedule that Transformers does not have.
     """
     if name != "multistep":
         return get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
@@ -133,7 +143,11 @@ def make_scheduler(
 
 
 def make_moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """Exponential moving average of the parameters; buffers are those of the model."""
+    """Exponential moving average of the parameters; buffers are those of the model.
+
+    Raises:
+        ValueError: for a decay that is not between 0 and 1.
+    """
     if not 0 < decay < 1:
         raise ValueError(f"The decay of the moving average must lie between 0 and 1, got {decay}.")
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))

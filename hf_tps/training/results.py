@@ -8,16 +8,19 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from transformers import PreTrainedModel
 
+from ..video_processing_tps import TPSVideoProcessor
 from .metrics import confusion_matrix, draw_confusion_matrix
 
 logger = logging.getLogger(__name__)
 
 
-def _plain(value):
+def _plain(value: Any) -> Any:
     """Without NaN, which JSON does not know."""
     if isinstance(value, dict):
         return {key: _plain(entry) for key, entry in value.items()}
@@ -28,14 +31,16 @@ def _plain(value):
     return str(value) if isinstance(value, Path) else value
 
 
-def write_json(path: Path, content) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Write the whole file or none of it."""
     begun = path.with_name(f".{path.name}.{os.getpid()}")
     begun.write_text(json.dumps(_plain(content), indent=2) + "\n", encoding="utf-8")
     os.replace(begun, path)
 
 
-def write_scores(path: Path, names: Sequence[str], labels, scores: np.ndarray, class_names: Sequence[str]) -> None:
+def write_scores(
+    path: Path, names: Sequence[str], labels: np.ndarray, scores: np.ndarray, class_names: Sequence[str]
+) -> None:
     """One line for each video: name, true class, predicted class, then the score of every class. Empty: unreadable."""
     begun = path.with_name(f".{path.name}.{os.getpid()}")
     with open(begun, "w", newline="", encoding="utf-8") as file:
@@ -60,7 +65,7 @@ def write_confusion_matrix(folder: Path, scores: np.ndarray, labels: np.ndarray,
     return True
 
 
-def save_model(folder: Path, model, processor) -> None:
+def save_model(folder: Path, model: PreTrainedModel, processor: TPSVideoProcessor) -> None:
     """Weights, config with class names, code and processor; no file is ever half-written under its own name."""
     begun = folder / ".saving"
     shutil.rmtree(begun, ignore_errors=True)
@@ -93,7 +98,9 @@ def check_hub_access(repo_id: str, private: bool) -> None:
         raise ValueError(f"--push_to_hub: {repo_id} cannot be created on the Hub: {error}") from error
 
 
-def write_model_card(folder: Path, model, results: dict, settings: dict, license_id: str, picture: bool) -> None:
+def write_model_card(
+    folder: Path, model: PreTrainedModel, results: dict, settings: dict, license_id: str, picture: bool
+) -> None:
     """README.md with what was trained, how, and how well it does."""
     name, base = folder.resolve().name, settings.get("model_name_or_path")
     data = settings.get("data") or "local videos"
