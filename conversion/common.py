@@ -2,12 +2,11 @@
 
 import argparse
 import hashlib
-import json
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +17,12 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
 
 import hf_tps
+from hf_tps.training.class_names import read_class_names
+from hf_tps.training.published import NUM_CLASSES, InputSettings
 
 HEADS_FLAG = "--num_attention_heads"
 LABELS_FOLDER = Path(__file__).parent / "labels"
-# Names of data sets whose class lists are in conversion/labels/, with the short names that the recipes use
+# Names of data sets whose class lists are in conversion/labels/, with the short names that --recipe knows
 KNOWN_LABELS = {
     "kinetics400": "kinetics400.txt",
     "k400": "kinetics400.txt",
@@ -44,7 +45,7 @@ class Converted:
     model_class: type[PreTrainedModel]
     processor_settings: dict
     kind: str  # what the file was recognised as, for people
-    recipe: str | None = None  # data set that the file speaks of; else what --recipe or the number of classes says
+    data_set: str | None = None  # that the file speaks of; else what --recipe or the number of classes says
     known_labels: dict[str, str] = field(default_factory=lambda: KNOWN_LABELS)
     notes: list[str] = field(default_factory=list)  # what was left out or assumed, for people and the model card
 
@@ -52,10 +53,10 @@ class Converted:
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
-def argument_parser(family: str, recipes: tuple[str, ...]) -> argparse.ArgumentParser:
+def argument_parser(method: str, data_sets: Collection[str]) -> argparse.ArgumentParser:
     """The command line that all converters have in common."""
     parser = argparse.ArgumentParser(
-        description=f"Convert an original {family} checkpoint to a folder that Transformers loads.",
+        description=f"Convert an original {method} checkpoint to a folder that Transformers loads.",
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="the original file")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write")
@@ -63,7 +64,12 @@ def argument_parser(family: str, recipes: tuple[str, ...]) -> argparse.ArgumentP
     parser.add_argument(
         "--labels", metavar="NAME_OR_FILE", help=f"class names: one of {sorted(KNOWN_LABELS)}, or a .txt / .json file"
     )
-    parser.add_argument("--recipe", choices=recipes, help="data set whose sampling and views the processor gets")
+    parser.add_argument(
+        "--recipe",
+        dest="data_set",
+        choices=tuple(data_sets),
+        help="data set whose sampling and views the processor gets",
+    )
     parser.add_argument("--num_frames", type=positive_int, metavar="N", help="frames per clip")
     parser.add_argument("--image_size", type=positive_int, metavar="N", help="height and width in pixels")
     parser.add_argument(
@@ -87,7 +93,7 @@ def run(convert: Callable[[argparse.Namespace], Converted], arguments: argparse.
     try:
         check_output_dir(arguments.output_dir, arguments.overwrite)
         converted = convert(arguments)
-        apply_labels(converted, arguments.labels, arguments.recipe)
+        apply_labels(converted, arguments.labels, arguments.data_set)
         write_folder(converted, arguments)
         if arguments.push_to_hub:
             push(arguments.output_dir, arguments.push_to_hub)
@@ -108,7 +114,7 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
         raise ConversionError(f"--output_dir {output_dir} is not empty; give another folder, or --overwrite.")
 
 
-# --- which family a file belongs to ----------------------------------------------------------------------------------
+# --- whose checkpoint it is ------------------------------------------------------------------------------------------
 
 
 def strip_prefix(state_dict: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
@@ -118,8 +124,8 @@ def strip_prefix(state_dict: dict[str, torch.Tensor], prefix: str) -> dict[str, 
     return state_dict
 
 
-def recognise_family(keys: list[str]) -> str | None:
-    """The family that a checkpoint's keys speak of: "tps", "xvit", "laps", "vit" (an image model), or None."""
+def recognise_layout(keys: list[str]) -> str | None:
+    """Whose names a checkpoint's keys are: "tps", "xvit", "laps", "vit" (an image model), or None."""
     bare = {key.removeprefix("module.").removeprefix("backbone.").removeprefix("base_model.") for key in keys}
     if any(key.endswith("relative_position_bias_table") for key in bare):
         return "tps"
@@ -132,29 +138,27 @@ def recognise_family(keys: list[str]) -> str | None:
     return None
 
 
-def check_family(keys: list[str], wanted: tuple[str, ...], source: str | Path) -> str:
-    """
-    The family of the keys, if it is one of `wanted`.
+def check_layout(keys: list[str], wanted: tuple[str, ...], source: str | Path) -> str:
+    """What `recognise_layout` makes of the keys, if it is one of `wanted`.
 
     Raises:
-        ConversionError: if they are those of another family, naming the converter for it.
+        ConversionError: for another one, naming the converter for it.
     """
-    family = recognise_family(keys)
-    if family in wanted:
-        return family
-    if family is None:
+    layout = recognise_layout(keys)
+    if layout in wanted:
+        return layout
+    if layout is None:
         raise ConversionError(f"{source} is no checkpoint of a known family; its first keys are {keys[:5]}.")
-    if family == "vit":
+    if layout == "vit":
         raise ConversionError(
             f"{source} is a ViT image checkpoint; XViT and LAPS start from those: conversion/convert_xvit.py, "
             "conversion/convert_laps.py."
         )
-    raise ConversionError(f"{source} is a checkpoint of the family {family!r}; use conversion/convert_{family}.py.")
+    raise ConversionError(f"{source} is a checkpoint of the family {layout!r}; use conversion/convert_{layout}.py.")
 
 
 def read_yaml(text: str, source: str | Path) -> dict:
-    """
-    The release's own config; nothing in it is run.
+    """The release's own config; nothing in it is run.
 
     Raises:
         ConversionError: if it is no YAML, or no mapping.
@@ -175,49 +179,60 @@ def model_shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -
 
 
 def check_num_labels(arguments: argparse.Namespace, num_labels: int) -> None:
-    """
+    """Refuse another number of classes than the head of a video checkpoint has.
+
     Raises:
-        ConversionError: if --num_labels contradicts the head of a video checkpoint.
+        ConversionError: if --num_labels contradicts it.
     """
     if arguments.num_labels not in (None, num_labels):
         raise ConversionError(
-            f"{arguments.checkpoint} has a head for {num_labels} classes; --num_labels {arguments.num_labels} is for image "
-            "checkpoints. To fine-tune on other classes, convert as it is and load with num_labels=... and "
+            f"{arguments.checkpoint} has a head for {num_labels} classes; --num_labels {arguments.num_labels} is for "
+            "image checkpoints. To fine-tune on other classes, convert as it is and load with num_labels=... and "
             "ignore_mismatched_sizes=True."
         )
 
 
-def new_head_labels(arguments: argparse.Namespace, recipe_classes: dict[str, int], known: dict[str, str]) -> int:
-    """
-    How many classes the new head of an image checkpoint gets.
+def new_head_labels(arguments: argparse.Namespace, known: dict[str, str]) -> int:
+    """How many classes the new head of an image checkpoint gets.
+
+    Args:
+        known: as for `read_labels`.
 
     Raises:
         ConversionError: if neither --num_labels nor --recipe nor --labels tells.
     """
-    if arguments.num_labels or recipe_classes.get(arguments.recipe):
-        return arguments.num_labels or recipe_classes[arguments.recipe]
+    if arguments.num_labels or arguments.data_set:
+        return arguments.num_labels or NUM_CLASSES[arguments.data_set]
     if arguments.labels:
         return len(read_labels(arguments.labels, known))
     raise ConversionError(
-        f"{arguments.checkpoint} is an image checkpoint, whose head does not fit a video model: say how many classes the new "
-        "head gets, with --num_labels, --labels or --recipe."
+        f"{arguments.checkpoint} is an image checkpoint, whose head does not fit a video model: say how many classes "
+        "the new head gets, with --num_labels, --labels or --recipe."
     )
 
 
-def view_settings(config: PreTrainedConfig, recipes: dict[str, dict], recipe: str | None, default: dict) -> dict:
-    """Settings of the processor: the release's test protocol for the data set, or `default` with a warning."""
-    recipe = recipe or recipe_for(config.num_labels)
-    if recipe not in recipes:
+def processor_settings(
+    config: PreTrainedConfig, published: dict[str, InputSettings], data_set: str | None, default: str
+) -> dict:
+    """Settings of the processor: the release's test on the data set, or on the `default` one with a warning.
+
+    Args:
+        published: the release's settings by data set.
+        data_set: None: what the number of classes tells.
+    """
+    data_set = data_set or data_set_with(config.num_labels)
+    settings = published.get(data_set, published[default])
+    if data_set not in published:
         warn(
-            f"no --recipe, and {config.num_labels} classes tell no data set that it has: {default['sampling']} sampling, "
-            f"{default['num_clips']} clip(s) x {default['num_crops']} crop(s)."
+            f"no --recipe, and {config.num_labels} classes tell no data set that it has: {settings.sampling} sampling, "
+            f"{settings.num_clips} clip(s) x {settings.num_crops} crop(s)."
         )
     return {
         "num_frames": config.num_frames,
         "size": {"shortest_edge": config.image_size},
         "crop_size": {"height": config.image_size, "width": config.image_size},
         "antialias": False,
-        **recipes.get(recipe, default),
+        **settings.test_settings(),
     }
 
 
@@ -227,8 +242,7 @@ def check_complete(
     original_name: Callable[[str], str],
     source: str | Path,
 ) -> None:
-    """
-    Compare a renamed state dict with the shapes that the model has.
+    """Compare a renamed state dict with the shapes that the model has.
 
     Raises:
         ConversionError: naming every key that is missing, unknown or of another shape, as the original file calls it.
@@ -249,12 +263,10 @@ def check_complete(
 
 
 def read_labels(name_or_file: str, known: dict[str, str] = KNOWN_LABELS) -> list[str]:
-    """
-    Class names in the order of their ids.
+    """Class names in the order of their ids.
 
     Args:
-        name_or_file: a name of `known`; a text file with one name a line; or a json file with a list of names, a
-            dict from id to name, or a dict from name to id.
+        name_or_file: a name of `known`, or a file as `read_class_names` takes it.
         known: names of lists in conversion/labels/, with their files.
 
     Raises:
@@ -266,38 +278,20 @@ def read_labels(name_or_file: str, known: dict[str, str] = KNOWN_LABELS) -> list
             f"--labels {name_or_file}: neither a file nor one of {sorted(known)}. Other data sets' names come from "
             "a text file with one name a line, or a json file."
         )
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix.lower() == ".json":
-        try:
-            names = names_from_json(json.loads(text))
-        except (ValueError, TypeError) as error:
-            raise ConversionError(f"--labels {path}: {error}") from None
-    else:
-        names = [line.strip() for line in text.rstrip().splitlines()]
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise ConversionError(f"--labels {path}: every class needs a name, and there is an empty one.")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ConversionError(f"--labels {path}: names stand there more than once: {repeated[:5]}.")
-    return names
+    try:
+        return read_class_names(path)
+    except ValueError as error:
+        raise ConversionError(f"--labels {error}") from None
 
 
-def names_from_json(content) -> list[str]:
-    if isinstance(content, list):
-        return content
-    if not isinstance(content, dict):
-        raise ValueError("expected a list of names, or a dict between ids and names")
-    by_id = content if all(isinstance(name, str) for name in content.values()) else {i: n for n, i in content.items()}
-    by_id = {int(index): name for index, name in by_id.items()}
-    if sorted(by_id) != list(range(len(by_id))):
-        raise ValueError(f"the ids must be 0 to {len(by_id) - 1}, each once")
-    return [by_id[index] for index in range(len(by_id))]
+def apply_labels(converted: Converted, labels: str | None, data_set: str | None) -> None:
+    """Give the config its class names.
 
+    Those asked for; else those of the data set, if its list is at hand and of the right length; else ids as names, with
+    a warning.
 
-def apply_labels(converted: Converted, labels: str | None, recipe: str | None) -> None:
-    """
-    Give the config its class names: those asked for; else those of the data set, if its list is at hand and of the right
-    length; else ids as names, with a warning.
+    Raises:
+        ConversionError: if there is no such list, or one of another length.
     """
     count, known = converted.config.num_labels, converted.known_labels
     if labels is not None:
@@ -305,8 +299,8 @@ def apply_labels(converted: Converted, labels: str | None, recipe: str | None) -
         if len(names) != count:
             raise ConversionError(f"--labels {labels} has {len(names)} names, but the checkpoint has {count} classes.")
     else:
-        dataset = recipe or converted.recipe or recipe_for(count)
-        names = read_labels(dataset, known) if dataset in known else []
+        data_set = data_set or converted.data_set or data_set_with(count)
+        names = read_labels(data_set, known) if data_set in known else []
         if len(names) != count:
             warn(
                 f"no class names are known for these {count} classes: ids stand as names. Give them with --labels FILE."
@@ -316,7 +310,7 @@ def apply_labels(converted: Converted, labels: str | None, recipe: str | None) -
     converted.config.label2id = {name: index for index, name in enumerate(names)}
 
 
-def recipe_for(num_labels: int) -> str | None:
+def data_set_with(num_labels: int) -> str | None:
     """The data set that a number of classes speaks of: Kinetics-400 or -600, Something-Something v2."""
     return {400: "k400", 600: "k600", 174: "ssv2"}.get(num_labels)
 
@@ -325,8 +319,7 @@ def recipe_for(num_labels: int) -> str | None:
 
 
 def write_folder(converted: Converted, arguments: argparse.Namespace) -> None:
-    """
-    Write model, processor, model card and code to a temporary folder, load it back, and only then move it into place.
+    """Write model, processor, model card and code to a temporary folder, load it back, then move it into place.
 
     Raises:
         ConversionError: if what was loaded back is not what was converted.
@@ -354,6 +347,11 @@ def write_folder(converted: Converted, arguments: argparse.Namespace) -> None:
 
 
 def check_written(folder: Path, model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> None:
+    """Load the folder back and compare it with what was to be written.
+
+    Raises:
+        ConversionError: for a tensor that is missing, left over or another one.
+    """
     loaded, report = AutoModelForVideoClassification.from_pretrained(
         folder, output_loading_info=True, dtype=torch.float32
     )
@@ -386,7 +384,7 @@ def model_card(converted: Converted, arguments: argparse.Namespace) -> str:
     with arguments.checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     config, settings = converted.config, converted.processor_settings
-    views = settings.get("num_clips", 1) * settings.get("num_crops", 1)
+    views = settings["num_clips"] * settings["num_crops"]
     notes = "".join(f"- {note}\n" for note in converted.notes)
     new_head = "classifier.weight" not in converted.state_dict
     return f"""---
@@ -413,7 +411,7 @@ classify = pipeline("video-classification", model="{arguments.output_dir.name}")
 print(classify("clip.mp4"))
 ```
 
-The processor takes {settings.get("num_clips", 1)} clip(s) x {settings.get("num_crops", 1)} crop(s) of a video = {views} view(s), \
+The processor takes {settings["num_clips"]} clip(s) x {settings["num_crops"]} crop(s) of a video = {views} view(s), \
 the protocol of the release's test; one view is {views} times cheaper:
 `AutoVideoProcessor.from_pretrained(..., num_clips=1, num_crops=1)`.
 

@@ -1,13 +1,15 @@
-"""
-Convert a LAPS or TokShift checkpoint (any network of the release's model zoo), or a Visformer or ViT image checkpoint to
-start from, to a folder that Transformers loads:
+"""Convert a LAPS or TokShift checkpoint, or an image checkpoint to start from, to a folder that Transformers loads.
 
-    python conversion/convert_laps.py model_best.pth --output_dir laps-visformer-s-k400 --original_config visformer_LAPS_8x8.yaml
+LAPS and TokShift: any network of the release's model zoo; images: Visformer, or ViT as timm has it:
+
+    python conversion/convert_laps.py model_best.pth --output_dir laps-visformer-s-k400 \\
+        --original_config visformer_LAPS_8x8.yaml
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,14 +22,14 @@ from conversion.common import (
     Converted,
     argument_parser,
     check_complete,
-    check_family,
+    check_layout,
     check_num_labels,
     model_shapes,
     new_head_labels,
+    processor_settings,
     read_yaml,
     run,
     strip_prefix,
-    view_settings,
 )
 from hf_tps import LAPSConfig, LAPSForVideoClassification
 from hf_tps.checkpoint_reading import Checkpoint, read_torch_file, unwrap_state_dict
@@ -41,6 +43,7 @@ from hf_tps.image_weights import (
     vit_image_fields,
 )
 from hf_tps.modeling_laps import laps_names_of_vit_fields
+from hf_tps.training.published import data_sets_of
 
 # The release numbers the classes of Kinetics-400 in an order of its own
 LABELS = {**KNOWN_LABELS, "kinetics400": "kinetics400_laps_order.txt", "k400": "kinetics400_laps_order.txt"}
@@ -55,26 +58,12 @@ NETWORKS = {
     "ViT_LAPS": ("leap", "periodic"),
     "TokShift": ("frame", "token"),
 }
-# The release's test protocol: configs/custom/k400
-KINETICS = {
-    "sampling": "dense",
-    "frame_interval": 8,
-    "index_rule": "linspace",
-    "past_end": "loop",
-    "clip_placement": "start",
-    "num_clips": 10,
-    "num_crops": 3,
-}
-RECIPES = {"k400": KINETICS}
-NORMALISATION = {
-    "visformer": {"image_mean": [0.486, 0.457, 0.407], "image_std": [0.229, 0.224, 0.225]},
-    "vit": {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]},
-}
+# Tests of the release (configs/custom/k400) by backbone and data set, and the one data set
+PUBLISHED, DEFAULT = {"visformer": data_sets_of("laps"), "vit": data_sets_of("laps-vit")}, "k400"
 
 
 def convert(arguments: argparse.Namespace) -> Converted:
-    """
-    Recognise the file, and put its config and weights into the terms of this package.
+    """Recognise the file, and put its config and weights into the terms of this package.
 
     Raises:
         ConversionError: for a file of another kind, and for keys that are missing, unknown or of a wrong shape.
@@ -82,7 +71,7 @@ def convert(arguments: argparse.Namespace) -> Converted:
     source = arguments.checkpoint
     loaded = read_torch_file(source)
     state_dict = unwrap_state_dict(loaded, ("state_dict", "model"), str(source))
-    check_family(list(state_dict), ("laps", "vit"), source)
+    check_layout(list(state_dict), ("laps", "vit"), source)
     bare = strip_prefix(state_dict, "module.")
     if any(key.startswith("base_model.") for key in bare):
         unknown = [key for key in bare if not key.startswith("base_model.")]
@@ -99,8 +88,8 @@ def convert(arguments: argparse.Namespace) -> Converted:
         settings = flat_settings(yaml)
     elif is_video:
         raise ConversionError(
-            f"{source}: the weights do not tell the network, its leap levels and its shift; give the release's YAML (sections "
-            "DATA and MODEL) with --original_config."
+            f"{source}: the weights do not tell the network, its leap levels and its shift; give the release's YAML "
+            "(sections DATA and MODEL) with --original_config."
         )
     prefix = next(iter(state_dict)).removesuffix(next(iter(bare)))
     return convert_weights(bare, prefix, settings, is_video, arguments)
@@ -129,14 +118,14 @@ def convert_weights(
         num_labels = head["weight"].shape[0]
         check_num_labels(arguments, num_labels)
     else:
-        num_labels = new_head_labels(arguments, {"k400": 400}, LABELS)
+        num_labels = new_head_labels(arguments, LABELS)
 
     config = LAPSConfig(
         **{
             **fields,
             **network(settings, backbone, source),
             "backbone": backbone,
-            "num_frames": arguments.num_frames or settings.get("NUM_FRAMES") or 8,
+            "num_frames": arguments.num_frames or settings.get("NUM_FRAMES") or PUBLISHED[backbone][DEFAULT].num_frames,
             "image_size": arguments.image_size or settings.get("TEST_CROP_SIZE") or image_size,
             "num_labels": num_labels,
         }
@@ -160,7 +149,7 @@ def convert_weights(
 
     converted = {f"{prefix}{name}": tensor for name, tensor in weights.items()}
     converted.update({f"classifier.{name}": tensor for name, tensor in head.items()})
-    processor = {**view_settings(config, RECIPES, arguments.recipe, KINETICS), **NORMALISATION[backbone]}
+    processor = processor_settings(config, PUBLISHED[backbone], arguments.data_set, DEFAULT)
     for field, name in (("image_mean", "MEAN"), ("image_std", "STD"), ("frame_interval", "SAMPLING_RATE")):
         processor[field] = settings.get(name) or processor[field]
     kind = settings.get("NET", "LAPS") if is_video else f"{backbone} image checkpoint"
@@ -168,22 +157,22 @@ def convert_weights(
 
 
 def flat_settings(config: dict) -> dict:
-    """The entries of all sections; "None" is how the release writes no level."""
-
-    def plain(value):
-        if isinstance(value, list):
-            return [plain(entry) for entry in value]
-        return None if value in ("None", "none", "null") else value
-
+    """The entries of all sections of the release's config."""
     flat = {}
     for name, value in config.items():
         flat.update(value if isinstance(value, dict) else {name: value})
-    return {name: plain(value) for name, value in flat.items()}
+    return {name: _without_none_as_text(value) for name, value in flat.items()}
 
 
-def network(settings: dict, backbone: str, source) -> dict:
-    """
-    Attention and shift of the network that a config names; LAPS itself without one.
+def _without_none_as_text(value: Any) -> Any:
+    """The release writes "None" where there is no level."""
+    if isinstance(value, list):
+        return [_without_none_as_text(entry) for entry in value]
+    return None if value in ("None", "none", "null") else value
+
+
+def network(settings: dict, backbone: str, source: Path) -> dict:
+    """Attention and shift of the network that a config names; LAPS itself without one.
 
     Raises:
         ConversionError: for a network that the release has not, or that is not of these weights.
@@ -217,7 +206,7 @@ def network(settings: dict, backbone: str, source) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run(convert, argument_parser("LAPS", tuple(RECIPES)).parse_args(argv))
+    return run(convert, argument_parser("LAPS", PUBLISHED["visformer"]).parse_args(argv))
 
 
 if __name__ == "__main__":

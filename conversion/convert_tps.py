@@ -1,6 +1,6 @@
-"""
-Convert a TPS checkpoint (GitHub release, ModelScope), or a Microsoft Swin image checkpoint to start from, to a folder
-that Transformers loads:
+"""Convert a TPS checkpoint, or a Swin image checkpoint to start from, to a folder that Transformers loads.
+
+TPS's are those of the GitHub release and of ModelScope, Swin's those of Microsoft:
 
     python conversion/convert_tps.py pytorch_model.pt --output_dir tps-t-k400
 """
@@ -20,14 +20,14 @@ from conversion.common import (
     Converted,
     argument_parser,
     check_complete,
-    check_family,
+    check_layout,
     check_num_labels,
     model_shapes,
     new_head_labels,
     positive_int,
+    processor_settings,
     run,
     strip_prefix,
-    view_settings,
 )
 from hf_tps import TPSConfig, TPSForVideoClassification
 from hf_tps.checkpoint_reading import Checkpoint, read_torch_file, unwrap_state_dict
@@ -40,29 +40,16 @@ from hf_tps.image_weights import (
     swin_image_fields,
 )
 from hf_tps.temporal_shift import PATCH_SHIFT_PATTERNS
+from hf_tps.training.published import data_sets_of
 from hf_tps.window_layout import relative_position_index
 
-RELEASED_IMAGE_SIZE = 224
 RELEASED_WINDOW = 7
-
-# The releases' test protocols: configs/recognition/tps of the GitHub release
-KINETICS = {
-    "sampling": "dense",
-    "frame_interval": 2,
-    "index_rule": "stride",
-    "past_end": "loop",
-    "clip_placement": "centre",
-    "num_clips": 4,
-    "num_crops": 3,
-}
-UNIFORM = {"sampling": "uniform", "num_clips": 1, "num_crops": 3}
-RECIPES = {"k400": KINETICS, "ssv1": UNIFORM, "ssv2": UNIFORM, "diving48": UNIFORM}
-RECIPE_CLASSES = {"k400": 400, "ssv1": 174, "ssv2": 174, "diving48": 48}
+# Tests of the GitHub release (configs/recognition/tps) by data set, and that of an unknown one
+PUBLISHED, DEFAULT = data_sets_of("tps"), "ssv2"
 
 
 def convert(arguments: argparse.Namespace) -> Converted:
-    """
-    Recognise the file, and put its config and weights into the terms of this package.
+    """Recognise the file, and put its config and weights into the terms of this package.
 
     Raises:
         ConversionError: for a file of another kind, and for keys that are missing, unknown or of a wrong shape.
@@ -70,7 +57,7 @@ def convert(arguments: argparse.Namespace) -> Converted:
     source = arguments.checkpoint
     loaded = read_torch_file(source)
     state_dict = strip_prefix(unwrap_state_dict(loaded, ("state_dict", "model"), str(source)), "module.")
-    check_family(list(state_dict), ("tps",), source)
+    check_layout(list(state_dict), ("tps",), source)
 
     embedding = state_dict.get("backbone.patch_embed.proj.weight", state_dict.get("patch_embed.proj.weight"))
     if embedding is not None and embedding.ndim == 4 and "backbone.patch_embed.proj.weight" not in state_dict:
@@ -114,7 +101,7 @@ def convert_video_checkpoint(state_dict: dict[str, torch.Tensor], arguments: arg
         window_size=window_size,
         num_frames=arguments.num_frames or temporal_size * sizes["tubelet_size"],
         temporal_bias_size=temporal_size,
-        image_size=arguments.image_size or RELEASED_IMAGE_SIZE,
+        image_size=arguments.image_size or PUBLISHED[DEFAULT].image_size,
         num_labels=num_labels,
     )
     weights["embeddings.projection.weight"] = flatten_projection(weights["embeddings.projection.weight"])
@@ -124,14 +111,14 @@ def convert_video_checkpoint(state_dict: dict[str, torch.Tensor], arguments: arg
     notes = []
     if config.num_temporal_positions != temporal_size:
         notes.append(f"trained for {temporal_size} temporal positions; the bias rows are interpolated for num_frames")
-    settings = view_settings(config, RECIPES, arguments.recipe, UNIFORM)
+    settings = processor_settings(config, PUBLISHED, arguments.data_set, DEFAULT)
     return Converted(config, converted, TPSForVideoClassification, settings, "TPS (GitHub release)", notes=notes)
 
 
 def convert_image_checkpoint(state_dict: dict[str, torch.Tensor], arguments: argparse.Namespace) -> Converted:
     source = arguments.checkpoint
     fields, weights = swin_image_fields(Checkpoint(state_dict, None, str(source)))
-    num_labels = new_head_labels(arguments, RECIPE_CLASSES, KNOWN_LABELS)
+    num_labels = new_head_labels(arguments, KNOWN_LABELS)
     fields["window_size"], image_window = arguments.window_size or fields["window_size"], fields["window_size"]
     config = TPSConfig(
         **{
@@ -152,7 +139,7 @@ def convert_image_checkpoint(state_dict: dict[str, torch.Tensor], arguments: arg
     notes = ["inflated from an image model: the classifier is new, initialised with seed 0; its own head was left out"]
     if image_window != config.window_size:
         notes.append(f"bias tables resized from window {image_window} to {config.window_size} (bicubic)")
-    settings = view_settings(config, RECIPES, arguments.recipe, UNIFORM)
+    settings = processor_settings(config, PUBLISHED, arguments.data_set, DEFAULT)
     return Converted(config, converted, TPSForVideoClassification, settings, "Swin image checkpoint", notes=notes)
 
 
@@ -168,8 +155,8 @@ def table_sizes(backbone: dict[str, torch.Tensor], source: Path) -> tuple[int, i
     if index is not None:
         if index.ndim != 3:
             raise ConversionError(
-                f"{source} is a Video Swin checkpoint: its windows span {index.shape[0]} places over several frames. TPS "
-                "attends inside frames; there is no converter for Video Swin here."
+                f"{source} is a Video Swin checkpoint: its windows span {index.shape[0]} places over several frames. "
+                "TPS attends inside frames; there is no converter for Video Swin here."
             )
         return index.shape[0], math.isqrt(index.shape[1])
     rows = backbone["layers.0.blocks.0.attn.relative_position_bias_table"].shape[0]
@@ -181,15 +168,14 @@ def table_sizes(backbone: dict[str, torch.Tensor], source: Path) -> tuple[int, i
     released = [fit for fit in fits if fit[1] == RELEASED_WINDOW]
     if len(released or fits) != 1:
         raise ConversionError(
-            f"{source}: a bias table of {rows} rows fits no window, or several ((temporal positions, window) = {fits}), and "
-            "there is no index buffer to tell."
+            f"{source}: a bias table of {rows} rows fits no window, or several ((temporal positions, window) = "
+            f"{fits}), and there is no index buffer to tell."
         )
     return (released or fits)[0]
 
 
 def check_index_buffers(backbone: dict[str, torch.Tensor], temporal_size: int, window_size: int, source: Path) -> None:
-    """
-    The index buffers are not converted: they follow from the sizes. If the file has them, they must say so too.
+    """Compare the index buffers with the sizes, from which they follow: they are not converted.
 
     Raises:
         ConversionError: for a buffer that is not the released code's (another pattern, or another pairing of frames).
@@ -207,12 +193,13 @@ def check_index_buffers(backbone: dict[str, torch.Tensor], temporal_size: int, w
             ):
                 raise ConversionError(
                     f"{source}: backbone.{key} is not the index of the released TPS (pattern C against key frame 0, "
-                    f"{temporal_size} temporal positions, window {window_size}), so the model would compute something else."
+                    f"{temporal_size} temporal positions, window {window_size}), so the model would compute something "
+                    "else."
                 )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argument_parser("TPS", tuple(RECIPES))
+    parser = argument_parser("TPS", PUBLISHED)
     parser.add_argument(
         "--window_size",
         type=positive_int,

@@ -1,5 +1,6 @@
-"""
-Convert an XViT checkpoint, or a ViT image checkpoint (timm's layout) to start from, to a folder that Transformers loads:
+"""Convert an XViT checkpoint, or a ViT image checkpoint to start from, to a folder that Transformers loads.
+
+ViT's are those of timm:
 
     python conversion/convert_xvit.py xvit_b16_16_ss2.pth --output_dir xvit-b16-ssv2
 """
@@ -20,15 +21,15 @@ from conversion.common import (
     Converted,
     argument_parser,
     check_complete,
-    check_family,
+    check_layout,
     check_num_labels,
+    data_set_with,
     model_shapes,
     new_head_labels,
+    processor_settings,
     read_yaml,
-    recipe_for,
     run,
     strip_prefix,
-    view_settings,
 )
 from hf_tps import XViTConfig, XViTForVideoClassification
 from hf_tps.checkpoint_reading import Checkpoint, read_torch_file, unwrap_state_dict
@@ -37,24 +38,12 @@ from hf_tps.image_weights import (
     timm_vit_name,
     vit_image_fields,
 )
+from hf_tps.training.published import data_sets_of
 
-# The releases' test protocols: configs/Kinetics and configs/SSv2 of the release
-NORMALISATION = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-KINETICS = {
-    **NORMALISATION,
-    "sampling": "dense",
-    "frame_interval": 16,
-    "index_rule": "linspace",
-    "past_end": "clamp",
-    "clip_placement": "start",
-    "num_clips": 1,
-    "num_crops": 3,
-}
-UNIFORM = {**NORMALISATION, "sampling": "uniform", "num_clips": 2, "num_crops": 3}
-RECIPES = {"k400": KINETICS, "k600": KINETICS, "ssv2": UNIFORM}
-RECIPE_CLASSES = {"k400": 400, "k600": 600, "ssv2": 174}
+# Tests of the release (configs/Kinetics, configs/SSv2) by data set, and that of an unknown one
+PUBLISHED, DEFAULT = data_sets_of("xvit"), "ssv2"
 # What the release's configs say of the mixing, for a file without a config
-RECIPE_MIXING = {
+MIXING = {
     "k400": {"shift_div": 8, "segment_length": 8},
     "k600": {"shift_div": 8, "segment_length": 8},
     "ssv2": {"shift_div": 4, "segment_length": None},
@@ -62,8 +51,7 @@ RECIPE_MIXING = {
 
 
 def convert(arguments: argparse.Namespace) -> Converted:
-    """
-    Recognise the file, and put its config and weights into the terms of this package.
+    """Recognise the file, and put its config and weights into the terms of this package.
 
     Raises:
         ConversionError: for a file of another kind, and for keys that are missing, unknown or of a wrong shape.
@@ -72,7 +60,7 @@ def convert(arguments: argparse.Namespace) -> Converted:
     loaded = read_torch_file(source)
     state_dict = unwrap_state_dict(loaded, ("model_state", "state_dict_ema", "state_dict", "model"), str(source))
     state_dict = strip_prefix(state_dict, "module.")
-    if check_family(list(state_dict), ("xvit", "vit"), source) == "vit":
+    if check_layout(list(state_dict), ("xvit", "vit"), source) == "vit":
         return convert_image_checkpoint(state_dict, arguments)
     if arguments.original_config is not None:
         settings = read_yaml(arguments.original_config.read_text(encoding="utf-8"), arguments.original_config)
@@ -117,8 +105,8 @@ def convert_video_checkpoint(
 
     num_labels = classifier["weight"].shape[0]
     check_num_labels(arguments, num_labels)
-    data, recipe = settings.get("DATA") or {}, recipe_of(settings, arguments, num_labels)
-    num_frames = arguments.num_frames or data.get("NUM_FRAMES") or 16
+    data, data_set = settings.get("DATA") or {}, data_set_of(settings, arguments, num_labels)
+    num_frames = arguments.num_frames or data.get("NUM_FRAMES") or PUBLISHED[DEFAULT].num_frames
     layers = [int(m[1]) for name in weights if (m := re.match(r"temporal_head\.layers\.(\d+)\.", name))]
     head_settings = settings.get("TEMPORAL_HEAD") or {}
     config = XViTConfig(
@@ -132,7 +120,7 @@ def convert_video_checkpoint(
             "temporal_head_size": weights.get("temporal_head.dense.bias", torch.empty(sizes["hidden_size"])).shape[0],
             "classifier_dropout": float((settings.get("MODEL") or {}).get("DROPOUT_RATE", 0.5)),
             "num_labels": num_labels,
-            **mixing(settings, recipe, sizes["num_hidden_layers"], source),
+            **mixing(settings, data_set, sizes["num_hidden_layers"], source),
         }
     )
     if config.segment_length is not None and config.segment_length >= num_frames:
@@ -148,28 +136,28 @@ def convert_video_checkpoint(
     resized = resize_vit_positions(weights, side)["embeddings.position_embeddings"]
     converted["xvit.embeddings.position_embeddings"] = resized
 
-    processor = view_settings(config, RECIPES, recipe, UNIFORM)
+    processor = processor_settings(config, PUBLISHED, data_set, DEFAULT)
     for field, name in (("image_mean", "MEAN"), ("image_std", "STD")):
         processor[field] = data.get(name) or processor[field]
     if processor["sampling"] == "dense":
         processor["frame_interval"] = data.get("SAMPLING_RATE") or processor["frame_interval"]
-    return Converted(config, converted, XViTForVideoClassification, processor, "XViT", recipe, notes=notes)
+    return Converted(config, converted, XViTForVideoClassification, processor, "XViT", data_set, notes=notes)
 
 
 def convert_image_checkpoint(state_dict: dict[str, torch.Tensor], arguments: argparse.Namespace) -> Converted:
     source = arguments.checkpoint
     checkpoint = Checkpoint(state_dict, None, str(source))
     fields, weights = vit_image_fields(checkpoint, arguments.num_attention_heads, HEADS_FLAG)
-    num_labels = new_head_labels(arguments, RECIPE_CLASSES, KNOWN_LABELS)
+    num_labels = new_head_labels(arguments, KNOWN_LABELS)
     config = XViTConfig(
         **{
             **fields,
             "image_size": arguments.image_size or fields["image_size"],
-            "num_frames": arguments.num_frames or 16,
+            "num_frames": arguments.num_frames or PUBLISHED[DEFAULT].num_frames,
             "temporal_head_heads": fields["num_attention_heads"],
             "temporal_head_size": fields["hidden_size"],
             "num_labels": num_labels,
-            **RECIPE_MIXING.get(arguments.recipe, {}),
+            **MIXING.get(arguments.data_set, {}),
         }
     )
     wanted = model_shapes(XViTForVideoClassification, config)
@@ -181,7 +169,7 @@ def convert_image_checkpoint(state_dict: dict[str, torch.Tensor], arguments: arg
     resized = resize_vit_positions(weights, config.image_size // config.patch_size)
     converted["xvit.embeddings.position_embeddings"] = resized["embeddings.position_embeddings"]
     notes = ["from an image model: temporal head and classifier are new (seed 0); its own head was left out"]
-    processor = view_settings(config, RECIPES, arguments.recipe, UNIFORM)
+    processor = processor_settings(config, PUBLISHED, arguments.data_set, DEFAULT)
     return Converted(config, converted, XViTForVideoClassification, processor, "ViT image checkpoint", notes=notes)
 
 
@@ -222,33 +210,32 @@ def original_name(name: str) -> str:
     return name
 
 
-def recipe_of(settings: dict, arguments: argparse.Namespace, num_labels: int) -> str | None:
+def data_set_of(settings: dict, arguments: argparse.Namespace, num_labels: int) -> str | None:
     """The data set: asked for; else that of the config's test section; else what the number of classes says."""
-    dataset = str((settings.get("TEST") or {}).get("DATASET", "")).lower()
-    if arguments.recipe:
-        return arguments.recipe
-    if dataset == "ssv2":
+    tested_on = str((settings.get("TEST") or {}).get("DATASET", "")).lower()
+    if arguments.data_set:
+        return arguments.data_set
+    if tested_on == "ssv2":
         return "ssv2"
-    if dataset.startswith("kinetics"):
+    if tested_on.startswith("kinetics"):
         return "k600" if num_labels == 600 else "k400"
-    return recipe_for(num_labels)
+    return data_set_with(num_labels)
 
 
-def mixing(settings: dict, recipe: str | None, num_layers: int, source: Path) -> dict:
-    """
-    How keys and values mix, which the weights do not tell: from the config, else from the recipe.
+def mixing(settings: dict, data_set: str | None, num_layers: int, source: Path) -> dict:
+    """How keys and values mix, which the weights do not tell: from the config, else from the data set.
 
     Raises:
         ConversionError: if there is neither.
     """
     section = settings.get("XVIT")
     if not section:
-        if recipe not in RECIPE_MIXING:
+        if data_set not in MIXING:
             raise ConversionError(
-                f"{source} has no config, and its weights do not tell how keys and values mix: give the release's YAML with "
-                f"--original_config, or --recipe ({', '.join(RECIPE_MIXING)})."
+                f"{source} has no config, and its weights do not tell how keys and values mix: give the release's YAML "
+                f"with --original_config, or --recipe ({', '.join(MIXING)})."
             )
-        return RECIPE_MIXING[recipe]
+        return MIXING[data_set]
     lacking = [name for name in ("SHIFT_DIV", "NUM_SEGMENTS", "LOCATIONS_LIST") if name not in section]
     if lacking:
         raise ConversionError(f"The config for {source} has no XVIT.{', XVIT.'.join(lacking)}.")
@@ -261,7 +248,7 @@ def mixing(settings: dict, recipe: str | None, num_layers: int, source: Path) ->
 
 
 def main(argv: list[str] | None = None) -> int:
-    return run(convert, argument_parser("XViT", tuple(RECIPES)).parse_args(argv))
+    return run(convert, argument_parser("XViT", PUBLISHED).parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -64,6 +64,20 @@ def test_a_flag_overrides_its_recipe_and_the_description_says_so():
     assert "batches of 64 clips, these have 16" in text
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--no_flip_classes", "violet", "--no_flip_classes: 'violet' is no class name"),
+        ("--config_overrides", "num_frames", "--config_overrides: .*name=value"),
+    ],
+)
+def test_what_is_wrong_with_a_value_names_its_flag(flag, value, message):
+    arguments = parse(flag, value)
+    with pytest.raises(ValueError, match=message):
+        flags.augmentation_settings(arguments, ["a", "b"])
+        flags.config_overrides(arguments)
+
+
 def test_an_unknown_recipe_is_refused_with_the_list(capsys):
     with pytest.raises(SystemExit):
         parse("--recipe", "tps-k900")
@@ -247,10 +261,10 @@ def test_the_order_of_a_checkpoint_is_kept_for_the_same_classes_only():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({}, "--model_name_or_path"),
+        ({}, "model_name_or_path"),
         ({"config_name": "x", "model_name_or_path": "y"}, "either"),
         ({"model_name_or_path": "x", "from_image": "swin"}, "must be one of"),
-        ({"config_name": "x", "from_image": "tps"}, "needs --model_name_or_path"),
+        ({"config_name": "x", "from_image": "tps"}, "needs model_name_or_path"),
         ({"config_name": "x", "sttm_keep_ratio": 0.6}, "video checkpoint"),
     ],
 )

@@ -18,6 +18,7 @@ from .class_names import never_flipped
 from .data import BrokenVideos
 from .hub_datasets import StreamedVideos, read_hub_dataset
 from .optimization import NO_DECAY_RULES
+from .published import short_side
 from .recipes import RECIPES, recipe_named
 from .starting_points import FROM_IMAGE, check_model, load_model, load_processor, parse_overrides
 from .video_lists import (
@@ -323,7 +324,7 @@ def processor_overrides(arguments: argparse.Namespace) -> dict:
     overrides = {name: getattr(arguments, name) for name in SAMPLING_FLAGS if getattr(arguments, name) is not None}
     if arguments.crop_size is not None:
         overrides["crop_size"] = {"height": arguments.crop_size, "width": arguments.crop_size}
-        overrides["size"] = {"shortest_edge": round(arguments.crop_size * 256 / 224)}
+        overrides["size"] = {"shortest_edge": short_side(arguments.crop_size)}
     if arguments.short_side is not None:
         overrides["size"] = {"shortest_edge": arguments.short_side}
     return overrides

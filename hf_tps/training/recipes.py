@@ -1,19 +1,22 @@
-"""The papers' training settings, as values for the flags of `examples/finetune.py`.
+"""The papers' training settings, under the names that `arguments.py` gives them.
 
-Learning rates belong to the batch size beside them (`total_batch_size`, over all processes and accumulated steps);
-`--scale_learning_rate` scales them linearly to another one.
+Learning rates belong to the batch size beside them (`total_batch_size`, over all processes and accumulated steps). What
+a clip looks like comes from `published.py`.
 """
 
 from dataclasses import dataclass, field
 
+from .published import PUBLISHED
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """
+    """How a paper trains a model on a data set.
+
     Attributes:
         source: where the values come from.
         total_batch_size: the batch that the learning rate is for.
-        settings: flags of `examples/finetune.py` and their values.
+        settings: the settings and their values.
         deviations: what the published training did otherwise.
     """
 
@@ -23,13 +26,7 @@ class Recipe:
     deviations: tuple[str, ...] = field(default=())
 
 
-_HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
-_IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-
 _TPS = {
-    **_IMAGENET,
-    "num_frames": 32,
-    "crop_size": 224,
     "optimizer": "adamw",
     "learning_rate": 1e-3,
     "adam_beta1": 0.9,
@@ -50,7 +47,6 @@ _TPS = {
 }
 _TPS_UNIFORM = {
     **_TPS,
-    "sampling": "uniform",
     "rand_augment_ops": 2,
     "rand_augment_magnitude": 9.0,
     "erasing": 0.25,
@@ -59,9 +55,6 @@ _TPS_SOURCE = "TPS, released configs/recognition/tps (Swin-T)"
 _TPS_NOTES = ("The release resizes the shorter side to 256 before the random crop, and trains in fp16 (apex).",)
 
 _XVIT = {
-    **_HALF,
-    "num_frames": 16,
-    "crop_size": 224,
     "optimizer": "sgd",
     "momentum": 0.9,
     "nesterov": True,
@@ -77,11 +70,6 @@ _XVIT = {
 }
 _XVIT_KINETICS = {
     **_XVIT,
-    "sampling": "dense",
-    "frame_interval": 16,
-    "index_rule": "linspace",
-    "past_end": "clamp",
-    "clip_placement": "start",
     "num_train_epochs": 30,
     "weight_decay": 1e-5,
     "label_smoothing": 0.3,
@@ -91,7 +79,6 @@ _XVIT_KINETICS = {
 }
 _XVIT_SSV2 = {
     **_XVIT,
-    "sampling": "uniform",
     "num_train_epochs": 35,
     "weight_decay": 1e-4,
     "erasing": 0.5,
@@ -103,13 +90,6 @@ _XVIT_NOTES = ("AutoAugment v0 is replaced by RandAugment (2 operations, magnitu
 _XVIT_WARMUP = "The release warms up from lr {}, this one from 0."
 
 _LAPS = {
-    "num_frames": 8,
-    "crop_size": 224,
-    "sampling": "dense",
-    "frame_interval": 8,
-    "index_rule": "linspace",
-    "past_end": "loop",
-    "clip_placement": "start",
     "optimizer": "sgd",
     "momentum": 0.9,
     "nesterov": False,
@@ -131,55 +111,85 @@ _LAPS_NOTES = (
     "The ranges of the colour jitter are not published; precise batch-norm statistics are not recomputed.",
 )
 
+
+def _recipe(
+    model: str, data_set: str, source: str, total_batch_size: int, settings: dict, deviations: tuple[str, ...]
+) -> Recipe:
+    clips = PUBLISHED[model, data_set].training_settings()
+    return Recipe(source, total_batch_size, {**clips, **settings}, deviations)
+
+
 RECIPES = {
-    "tps-k400": Recipe(
-        _TPS_SOURCE, 64, {**_TPS, "sampling": "dense", "frame_interval": 2, "past_end": "loop"}, _TPS_NOTES
-    ),
-    "tps-ssv1": Recipe(
+    "tps-k400": _recipe("tps", "k400", _TPS_SOURCE, 64, _TPS, _TPS_NOTES),
+    "tps-ssv1": _recipe(
+        "tps",
+        "ssv1",
         _TPS_SOURCE,
         64,
         {**_TPS_UNIFORM, "label_smoothing": 0.1, "no_flip_classes": ["left_right"]},
         (*_TPS_NOTES, "The release keeps the flip list of Something-Something-v2 ids for v1; here class names decide."),
     ),
-    "tps-ssv2": Recipe(
-        _TPS_SOURCE, 64, {**_TPS_UNIFORM, "label_smoothing": 0.1, "no_flip_classes": ["left_right"]}, _TPS_NOTES
+    "tps-ssv2": _recipe(
+        "tps",
+        "ssv2",
+        _TPS_SOURCE,
+        64,
+        {**_TPS_UNIFORM, "label_smoothing": 0.1, "no_flip_classes": ["left_right"]},
+        _TPS_NOTES,
     ),
-    "tps-diving48": Recipe(_TPS_SOURCE, 64, {**_TPS_UNIFORM, "label_smoothing": 0.02}, _TPS_NOTES),
-    "xvit-k400": Recipe(
-        "XViT, released Kinetics config", 64, _XVIT_KINETICS, (*_XVIT_NOTES, _XVIT_WARMUP.format("0.01"))
+    "tps-diving48": _recipe("tps", "diving48", _TPS_SOURCE, 64, {**_TPS_UNIFORM, "label_smoothing": 0.02}, _TPS_NOTES),
+    "xvit-k400": _recipe(
+        "xvit",
+        "k400",
+        "XViT, released Kinetics config",
+        64,
+        _XVIT_KINETICS,
+        (*_XVIT_NOTES, _XVIT_WARMUP.format("0.01")),
     ),
-    "xvit-k600": Recipe(
-        "XViT, released Kinetics config", 64, _XVIT_KINETICS, (*_XVIT_NOTES, _XVIT_WARMUP.format("0.01"))
+    "xvit-k600": _recipe(
+        "xvit",
+        "k600",
+        "XViT, released Kinetics config",
+        64,
+        _XVIT_KINETICS,
+        (*_XVIT_NOTES, _XVIT_WARMUP.format("0.01")),
     ),
-    "xvit-ssv2": Recipe(
+    "xvit-ssv2": _recipe(
+        "xvit",
+        "ssv2",
         "XViT, released Something-Something-v2 config",
         64,
         _XVIT_SSV2,
         (*_XVIT_NOTES, _XVIT_WARMUP.format("0.003")),
     ),
-    "xvit-ssv2-paper": Recipe(
+    "xvit-ssv2-paper": _recipe(
+        "xvit-paper",
+        "ssv2",
         "XViT, the paper's text (submission); weight decay from the released config",
         128,
         {**_XVIT_SSV2, "learning_rate": 0.05, "label_smoothing": 0.3},
         _XVIT_NOTES,
     ),
-    "laps-k400": Recipe(
+    "laps-k400": _recipe(
+        "laps",
+        "k400",
         "LAPS, released config visformer LAPS 8x8",
         400,
-        {**_LAPS, "learning_rate": 0.2, "image_mean": [0.486, 0.457, 0.407], "image_std": [0.229, 0.224, 0.225]},
+        {**_LAPS, "learning_rate": 0.2},
         _LAPS_NOTES,
     ),
-    "laps-vit-k400": Recipe(
-        "LAPS, released config ViT-LAPS B 224", 180, {**_LAPS, **_HALF, "learning_rate": 0.18}, _LAPS_NOTES
+    "laps-vit-k400": _recipe(
+        "laps-vit", "k400", "LAPS, released config ViT-LAPS B 224", 180, {**_LAPS, "learning_rate": 0.18}, _LAPS_NOTES
     ),
-    "tokshift-k400": Recipe(
-        "TokShift, released config B 224", 240, {**_LAPS, **_HALF, "learning_rate": 0.24}, _LAPS_NOTES
+    "tokshift-k400": _recipe(
+        "tokshift", "k400", "TokShift, released config B 224", 240, {**_LAPS, "learning_rate": 0.24}, _LAPS_NOTES
     ),
 }
 
 
 def recipe_named(name: str) -> Recipe:
-    """
+    """The recipe of this name.
+
     Raises:
         ValueError: for an unknown name, listing all.
     """

@@ -5,9 +5,10 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from ..modeling_laps import LAPSForVideoClassification
@@ -16,19 +17,17 @@ from ..modeling_tps import TPSForVideoClassification
 from ..modeling_video_shift import VideoShiftForVideoClassification
 from ..modeling_xvit import XViTForVideoClassification
 from ..video_processing_tps import TPSVideoProcessor
+from .published import NORMALISATION_WITHOUT_A_FILE, short_side
 
 logger = logging.getLogger(__name__)
 
-# --from_image
+# By the word for what the image checkpoint becomes
 FROM_IMAGE = {
     "tps": TPSForVideoClassification,
     "xvit": XViTForVideoClassification,
     "laps": LAPSForVideoClassification,
     "shift": VideoShiftForVideoClassification,
 }
-
-# Normalisation where no file tells: what the families' image models were trained with.
-_HALF = ("xvit", "laps", "vit")
 
 
 def parse_overrides(text: str | None) -> dict:
@@ -46,7 +45,7 @@ def parse_overrides(text: str | None) -> dict:
         name, equals, value = (part.strip() for part in entry.partition("="))
         if entry.strip():
             if not (name and equals and value):
-                raise ValueError(f"--config_overrides must be name=value,name=value; {entry!r} is not.")
+                raise ValueError(f"Fields of a config are given as name=value,name=value; {entry!r} is not.")
             try:
                 overrides[name] = json.loads(value)
             except json.JSONDecodeError:
@@ -67,7 +66,7 @@ def checkpoint_class_names(config: PreTrainedConfig) -> list[str]:
     return [config.id2label[number] for number in range(config.num_labels)]
 
 
-def load_config(name_or_path: str, trust_remote_code: bool = False, **overrides) -> PreTrainedConfig:
+def load_config(name_or_path: str, trust_remote_code: bool = False, **overrides: Any) -> PreTrainedConfig:
     """A config from a folder, a JSON file or the Hub, with some of its fields changed.
 
     Raises:
@@ -90,7 +89,7 @@ def load_model(
     config_overrides: dict | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
-) -> nn.Module:
+) -> PreTrainedModel:
     """A video classifier for these classes.
 
     Args:
@@ -104,46 +103,69 @@ def load_model(
     Raises:
         ValueError: if these contradict each other, or weights other than the classifier's do not fit.
     """
-    if (model_name_or_path is None) == (config_name is None):
-        raise ValueError("Give either --model_name_or_path (a checkpoint) or --config_name (training from scratch).")
-    if from_image is not None and from_image not in FROM_IMAGE:
-        raise ValueError(f"--from_image must be one of {', '.join(FROM_IMAGE)}, got {from_image!r}.")
-    if from_image is not None and model_name_or_path is None:
-        raise ValueError("--from_image needs --model_name_or_path, the image checkpoint.")
-    if sttm_keep_ratio is not None and (from_image is not None or model_name_or_path is None):
-        raise ValueError("--sttm_keep_ratio needs --model_name_or_path with a video checkpoint.")
-    id2label = dict(enumerate(class_names))
-    labels = {"id2label": id2label, "label2id": {name: number for number, name in id2label.items()}}
+    _check_start(model_name_or_path, config_name, from_image, sttm_keep_ratio)
     overrides = dict(config_overrides or {})
     loading = {"attn_implementation": attn_implementation} if attn_implementation else {}
-
     if config_name is not None:
-        config = load_config(config_name, trust_remote_code, **overrides, **labels)
+        config = load_config(config_name, trust_remote_code, **overrides, **_label_fields(class_names))
         return AutoModelForVideoClassification.from_config(config, trust_remote_code=trust_remote_code, **loading)
-
     if from_image is not None:
         model = FROM_IMAGE[from_image].from_image_pretrained(
             model_name_or_path, num_labels=len(class_names), **overrides, **loading
         )
-        model.config.id2label, model.config.label2id = labels["id2label"], labels["label2id"]
+        for name, value in _label_fields(class_names).items():
+            setattr(model.config, name, value)
         return model
+    return _load_video_checkpoint(
+        model_name_or_path, class_names, sttm_keep_ratio, overrides, loading, trust_remote_code
+    )
 
-    config = load_config(model_name_or_path, trust_remote_code)
+
+def _check_start(
+    model_name_or_path: str | None, config_name: str | None, from_image: str | None, sttm_keep_ratio: float | None
+) -> None:
+    if (model_name_or_path is None) == (config_name is None):
+        raise ValueError("Give either model_name_or_path (a checkpoint) or config_name (training from scratch).")
+    if from_image is not None and from_image not in FROM_IMAGE:
+        raise ValueError(f"from_image must be one of {', '.join(FROM_IMAGE)}, got {from_image!r}.")
+    if from_image is not None and model_name_or_path is None:
+        raise ValueError("from_image needs model_name_or_path, the image checkpoint.")
+    if sttm_keep_ratio is not None and (from_image is not None or model_name_or_path is None):
+        raise ValueError("sttm_keep_ratio needs model_name_or_path with a video checkpoint.")
+
+
+def _label_fields(class_names: Sequence[str]) -> dict[str, dict]:
+    """The fields of a config that name its classes."""
+    id2label = dict(enumerate(class_names))
+    return {"id2label": id2label, "label2id": {name: number for number, name in id2label.items()}}
+
+
+def _load_video_checkpoint(
+    source: str,
+    class_names: Sequence[str],
+    sttm_keep_ratio: float | None,
+    overrides: dict,
+    loading: dict,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    config = load_config(source, trust_remote_code)
     same = checkpoint_class_names(config) == list(class_names)
+    labels = {} if same else _label_fields(class_names)
+    if not same:
+        logger.warning("%s has other classes: the classifier is new.", source)
     if sttm_keep_ratio is not None and config.model_type != "sttm":
-        if not same:
-            logger.warning("%s has other classes: the classifier is new.", model_name_or_path)
         return STTMForVideoClassification.from_video_pretrained(
-            model_name_or_path, keep_ratio=sttm_keep_ratio, **overrides, **({} if same else labels), **loading
+            source, keep_ratio=sttm_keep_ratio, **overrides, **labels, **loading
         )
-    load_config(model_name_or_path, trust_remote_code, **overrides)  # refuses fields that do not exist
+    load_config(source, trust_remote_code, **overrides)  # refuses fields that do not exist
     if sttm_keep_ratio is not None:
         overrides["keep_ratio"] = sttm_keep_ratio
     model, report = AutoModelForVideoClassification.from_pretrained(
-        model_name_or_path,
+        source,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
-        **({} if same else {**labels, "ignore_mismatched_sizes": True}),
+        ignore_mismatched_sizes=not same,
+        **labels,
         **overrides,
         **loading,
     )
@@ -154,9 +176,7 @@ def load_model(
         if same or "classifier" not in str(key)
     )
     if doubtful:
-        raise ValueError(f"{model_name_or_path} does not fit its model, these weights do not load: {doubtful[:10]}.")
-    if not same:
-        logger.warning("%s has other classes: the classifier is new.", model_name_or_path)
+        raise ValueError(f"{source} does not fit its model, these weights do not load: {doubtful[:10]}.")
     return model
 
 
@@ -173,11 +193,11 @@ def load_processor(name_or_path: str | None, config: PreTrainedConfig, overrides
     else:
         # Other processors mean other things by the same names: a frame is cut to the size that the model reads.
         side = _image_size(config) or 224
-        half = [0.5, 0.5, 0.5] if config.model_type in _HALF else None
         plain = {name: settings[name] for name in ("image_mean", "image_std", "rescale_factor") if name in settings}
-        plain = {**({"image_mean": half, "image_std": half} if half else {}), **plain}
+        if config.model_type in NORMALISATION_WITHOUT_A_FILE:
+            plain = {**NORMALISATION_WITHOUT_A_FILE[config.model_type].settings(), **plain}
         settings = {**plain, "crop_size": {"height": side, "width": side}, "antialias": True, **overrides}
-        settings.setdefault("size", {"shortest_edge": round(max(dict(settings["crop_size"]).values()) * 256 / 224)})
+        settings.setdefault("size", {"shortest_edge": short_side(max(dict(settings["crop_size"]).values()))})
     num_frames = getattr(config, "num_frames", None) or getattr(_backbone(config), "num_frames", None)
     if num_frames is not None:
         settings["num_frames"], settings["fps"] = num_frames, None
@@ -185,7 +205,7 @@ def load_processor(name_or_path: str | None, config: PreTrainedConfig, overrides
     return TPSVideoProcessor(**{name: value for name, value in settings.items() if name in known and value is not None})
 
 
-def _backbone(config: PreTrainedConfig):
+def _backbone(config: PreTrainedConfig) -> PreTrainedConfig | None:
     return getattr(config, "backbone_config", None)
 
 
@@ -215,9 +235,10 @@ def freeze_backbone(model: nn.Module) -> None:
 
 
 def check_model(model: nn.Module) -> None:
-    """
+    """Refuse a model that the scripts cannot train or test.
+
     Raises:
-        ValueError: for a model that needs more than one class for each video.
+        ValueError: for one that has several classes for a video, or takes no pixel_values.
     """
     if model.config.problem_type in ("multi_label_classification", "regression"):
         raise ValueError(

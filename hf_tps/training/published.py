@@ -1,0 +1,120 @@
+"""What each paper's model is shown of each data set: sizes, normalisation, sampling, and the views of the test.
+
+The one table of these numbers: recipes, protocols, converters and starting points read it. Where paper and released
+code differ, it is the code.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+
+class Normalisation(NamedTuple):
+    """Mean and standard deviation of each channel (RGB), of pixels between 0 and 1."""
+
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+
+    def settings(self) -> dict[str, list[float]]:
+        """As settings of the processor, which are also flags of the scripts."""
+        return {name: list(values) for name, values in self._asdict().items()}
+
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+VISFORMER = Normalisation((0.486, 0.457, 0.407), (0.229, 0.224, 0.225))
+
+# Of the image models that a family starts from, where no file tells it; all others: the processor's default, ImageNet's
+NORMALISATION_WITHOUT_A_FILE = {"xvit": HALF, "laps": HALF, "vit": HALF}
+
+
+@dataclass(frozen=True)
+class InputSettings:
+    """What a model is shown of a video. What is None is as the processor has it by default.
+
+    Attributes:
+        num_frames: of a clip.
+        image_size: height and width of a crop, in pixels.
+        num_clips, num_crops: of the test.
+        sampling, frame_interval, index_rule, past_end, clip_placement: see `frame_sampling.sample_frame_indices`.
+    """
+
+    num_frames: int
+    image_size: int
+    normalisation: Normalisation
+    num_clips: int
+    num_crops: int
+    sampling: str
+    frame_interval: int | None = None
+    index_rule: str | None = None
+    past_end: str | None = None
+    clip_placement: str | None = None
+
+    def sampling_settings(self) -> dict[str, str | int]:
+        """Which frames are taken, as settings of the processor."""
+        names = ("sampling", "frame_interval", "index_rule", "past_end", "clip_placement")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def test_settings(self) -> dict:
+        """Normalisation, sampling and views of the test, as settings of the processor."""
+        views = {"num_clips": self.num_clips, "num_crops": self.num_crops}
+        return {**self.normalisation.settings(), **self.sampling_settings(), **views}
+
+    def training_settings(self) -> dict:
+        """Normalisation, sizes and sampling, as settings of a recipe."""
+        sizes = {"num_frames": self.num_frames, "crop_size": self.image_size}
+        return {**self.normalisation.settings(), **sizes, **self.sampling_settings()}
+
+
+_TPS = InputSettings(
+    num_frames=32, image_size=224, normalisation=IMAGENET, num_clips=1, num_crops=3, sampling="uniform"
+)
+_XVIT = InputSettings(num_frames=16, image_size=224, normalisation=HALF, num_clips=2, num_crops=3, sampling="uniform")
+_XVIT_KINETICS = replace(
+    _XVIT,
+    num_clips=1,
+    sampling="dense",
+    frame_interval=16,
+    index_rule="linspace",
+    past_end="clamp",
+    clip_placement="start",
+)
+_LAPS = InputSettings(
+    num_frames=8,
+    image_size=224,
+    normalisation=VISFORMER,
+    num_clips=10,
+    num_crops=3,
+    sampling="dense",
+    frame_interval=8,
+    index_rule="linspace",
+    past_end="loop",
+    clip_placement="start",
+)
+
+# By model and data set
+PUBLISHED = {
+    # the processor's index rule and clip placement are those of the TPS release
+    ("tps", "k400"): replace(_TPS, num_clips=4, sampling="dense", frame_interval=2, past_end="loop"),
+    ("tps", "ssv1"): _TPS,
+    ("tps", "ssv2"): _TPS,
+    ("tps", "diving48"): _TPS,
+    ("xvit", "k400"): _XVIT_KINETICS,
+    ("xvit", "k600"): _XVIT_KINETICS,
+    ("xvit", "ssv2"): _XVIT,
+    ("xvit-paper", "ssv2"): replace(_XVIT, num_clips=1),
+    ("laps", "k400"): _LAPS,
+    ("laps-vit", "k400"): replace(_LAPS, normalisation=HALF),
+    ("tokshift", "k400"): replace(_LAPS, normalisation=HALF),
+}
+
+NUM_CLASSES = {"k400": 400, "k600": 600, "ssv1": 174, "ssv2": 174, "diving48": 48}
+
+
+def data_sets_of(model: str) -> dict[str, InputSettings]:
+    """The data sets that a model was published for, with its settings."""
+    return {data_set: settings for (name, data_set), settings in PUBLISHED.items() if name == model}
+
+
+def short_side(crop_size: int) -> int:
+    """The shorter side of frames whose centre is cut out, in pixels: 256 for a crop of 224."""
+    return round(crop_size * 256 / 224)

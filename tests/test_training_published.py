@@ -1,0 +1,89 @@
+"""One table of the papers' settings: recipes, protocols and converters say the same of the same model and data set."""
+
+import pytest
+
+from conversion import convert_laps, convert_tps, convert_xvit
+from conversion.common import processor_settings
+from hf_tps.training.protocols import PROTOCOLS
+from hf_tps.training.published import IMAGENET, NUM_CLASSES, PUBLISHED, VISFORMER, data_sets_of, short_side
+from hf_tps.training.recipes import RECIPES
+from hf_tps.video_processing_tps import TPSVideoProcessor
+from tests import micro_models
+
+# What each converter writes: models of the table, its settings by data set, and the data set for an unknown one
+CONVERTERS = {
+    "tps": (convert_tps.PUBLISHED, convert_tps.DEFAULT),
+    "xvit": (convert_xvit.PUBLISHED, convert_xvit.DEFAULT),
+    "laps": (convert_laps.PUBLISHED["visformer"], convert_laps.DEFAULT),
+    "laps-vit": (convert_laps.PUBLISHED["vit"], convert_laps.DEFAULT),
+}
+CONVERTED = [(model, data_set) for model, data_set in PUBLISHED if model in CONVERTERS]
+# Which frames are taken, and their normalisation: what recipes and converters both name
+SHARED = ("image_mean", "image_std", "sampling", "frame_interval", "index_rule", "past_end", "clip_placement")
+
+
+def recipe_of(model: str, data_set: str) -> str:
+    return "xvit-ssv2-paper" if model == "xvit-paper" else f"{model}-{data_set}"
+
+
+def converted_settings(model: str, data_set: str) -> dict:
+    """The settings of the processor that the converter writes."""
+    published, default = CONVERTERS[model]
+    config = micro_models.config("tps", num_labels=NUM_CLASSES[data_set])
+    return TPSVideoProcessor(**processor_settings(config, published, data_set, default)).to_dict()
+
+
+def test_every_entry_of_the_table_has_its_recipe_and_every_recipe_its_entry():
+    assert {recipe_of(*entry) for entry in PUBLISHED} == set(RECIPES)
+
+
+@pytest.mark.parametrize(("model", "data_set"), PUBLISHED)
+def test_a_recipe_shows_what_the_table_says(model, data_set):
+    entry, settings = PUBLISHED[model, data_set], RECIPES[recipe_of(model, data_set)].settings
+    assert (settings["num_frames"], settings["crop_size"]) == (entry.num_frames, entry.image_size)
+    assert settings["image_mean"] == list(entry.normalisation.image_mean)
+    assert settings["sampling"] == entry.sampling
+    assert settings.get("frame_interval") == entry.frame_interval
+
+
+@pytest.mark.parametrize(("model", "data_set"), CONVERTED)
+def test_recipe_and_converter_agree_where_they_name_the_same(model, data_set):
+    recipe, converted = RECIPES[recipe_of(model, data_set)].settings, converted_settings(model, data_set)
+    named = [name for name in SHARED if name in recipe]
+    assert {"image_mean", "image_std", "sampling"} <= set(named)
+    for name in named:
+        value = converted[name]
+        assert (list(value) if isinstance(value, tuple) else value) == recipe[name], name
+
+
+@pytest.mark.parametrize(("model", "data_set"), CONVERTED)
+def test_the_converters_views_are_a_protocol_of_the_data_set(model, data_set):
+    converted = converted_settings(model, data_set)
+    # XViT's tests on Kinetics-400 and -600 are the same
+    name = f"{data_set.replace('k600', 'k400')}-{converted['num_clips']}x{converted['num_crops']}"
+    assert PROTOCOLS[name].sampling == converted["sampling"]
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_the_name_of_a_protocol_tells_its_data_set_and_views(name):
+    protocol = PROTOCOLS[name]
+    data_set, views = name.split("-")
+    assert views == f"{protocol.num_clips}x{protocol.num_crops}"
+    assert protocol.sampling == data_sets_of("tps")[data_set].sampling
+
+
+def test_the_published_numbers():
+    # facts of the papers' code that a slip in the table would change
+    assert {name: entry.num_clips for name, entry in data_sets_of("tps").items()} == {
+        "k400": 4,
+        "ssv1": 1,
+        "ssv2": 1,
+        "diving48": 1,
+    }
+    assert (PUBLISHED["tps", "k400"].frame_interval, PUBLISHED["tps", "k400"].num_frames) == (2, 32)
+    assert (PUBLISHED["xvit", "k600"].frame_interval, PUBLISHED["xvit", "k600"].past_end) == (16, "clamp")
+    assert (PUBLISHED["xvit", "ssv2"].num_clips, PUBLISHED["xvit-paper", "ssv2"].num_clips) == (2, 1)
+    assert (PUBLISHED["laps", "k400"].num_clips, PUBLISHED["laps", "k400"].normalisation) == (10, VISFORMER)
+    assert VISFORMER.image_mean != IMAGENET.image_mean
+    assert {entry.num_crops for entry in PUBLISHED.values()} == {3}
+    assert short_side(224) == 256
