@@ -1,6 +1,6 @@
 """Which frames of a video make up a clip: pure functions from a frame count to frame indices.
 
-Two samplers cover the published recipes:
+Two samplers cover the published methods:
 
 - `"uniform"` cuts the whole video into `num_frames` equal segments and takes one frame from each
   (TPS and XViT on Something-Something, TPS on Diving-48);
@@ -71,8 +71,8 @@ def sample_frame_indices(
         total_frames: frames in the video.
         num_frames: frames per clip.
         sampling: `"uniform"` or `"dense"`, see the top of this file.
-        frame_interval: distance of neighbouring frames, in frames of the video; `"uniform"` ignores it.
-        index_rule: `"stride"` or `"linspace"`, the positions inside a dense window; `"uniform"` ignores it.
+        frame_interval, index_rule: distance of neighbouring frames in frames of the video, and their positions in a
+            dense window (`"stride"` or `"linspace"`); `"uniform"` ignores both.
         past_end: what a dense window takes after the last frame: `"loop"` begins again at the first one, `"clamp"`
             repeats the last one.
         clip_placement: where the `num_clips` dense windows of a test lie. `"centre"` puts each in the middle of its
@@ -102,20 +102,13 @@ def sample_frame_indices(
 
     if sampling == "uniform":
         return _uniform(total_frames, num_frames, num_clips, training, generator)
-
     span = num_frames * frame_interval
     if training:
         starts = _random_starts(total_frames, span, num_clips, index_rule, generator)
     else:
         starts = _test_starts(total_frames, span, num_clips, index_rule, clip_placement)
-    if index_rule == "stride":
-        indices = np.stack([int(start) + frame_interval * np.arange(num_frames) for start in starts])
-    else:
-        # float32, as torch.linspace computes it: a position that rounds to just below a whole number is cut to the
-        # frame before it, and the released models have seen exactly that frame.
-        indices = np.stack([_linspace(start, start + span - 1, num_frames) for start in starts])
-    indices = indices % total_frames if past_end == "loop" else np.minimum(indices, total_frames - 1)
-    return indices.astype(np.int64)
+    indices = np.stack([_positions(start, num_frames, frame_interval, index_rule) for start in starts])
+    return indices % total_frames if past_end == "loop" else np.minimum(indices, total_frames - 1)
 
 
 def _uniform(
@@ -157,9 +150,14 @@ def _random_starts(
     return [clip * part + int(draw * part) for clip, draw in enumerate(draws)]
 
 
-def _linspace(start: float, end: float, num_frames: int) -> np.ndarray:
-    positions = torch.linspace(start, end, num_frames, dtype=torch.float32, device="cpu")
-    return positions.long().numpy()
+def _positions(start: float, num_frames: int, frame_interval: int, index_rule: str) -> np.ndarray:
+    """The frames of one dense window, int64, which may lie past the end of the video."""
+    if index_rule == "stride":
+        return int(start) + frame_interval * np.arange(num_frames, dtype=np.int64)
+    # float32, as torch.linspace computes it: a position that rounds to just below a whole number is cut to the
+    # frame before it, and the released models have seen exactly that frame.
+    end = start + num_frames * frame_interval - 1
+    return torch.linspace(start, end, num_frames, dtype=torch.float32, device="cpu").long().numpy()
 
 
 def _random(shape: tuple[int, ...], generator: torch.Generator | None) -> np.ndarray:

@@ -44,8 +44,7 @@ class TPSVideoProcessorKwargs(VideosKwargs, total=False):
 
 
 class TPSVideoProcessor(VideoProcessorMixin):
-    r"""
-    Turns videos into `pixel_values`, the input of the TPS, XViT, LAPS and STTM models.
+    r"""Turns videos into `pixel_values`, the input of the TPS, XViT, LAPS and STTM models.
 
     Every argument is a setting that is saved with the processor, and can be given for one call as well, where None
     stands for the saved value.
@@ -248,7 +247,7 @@ def _check_frame_budget(num_frames: int | None, fps: float | None) -> None:
 
 
 def _check_types(schema: type, values: dict[str, Any]) -> None:
-    # Files hold names of their own (the class, the code) that are none of the schema's business. It also takes
+    # Files hold names of their own (the class, the code), which the schema does not know. It also takes
     # image_mean=[0, 0, 0] for wrong, since those are not floats; _check_settings looks at them.
     names = set(schema.__annotations__) - {"image_mean", "image_std", "rescale_factor"}
     known = {name: value for name, value in values.items() if name in names}

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
@@ -43,8 +43,8 @@ _MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 # afterwards (a worker of a DataLoader) waits forever for them when it clears away the frames of its parent.
 _ONE_THREAD = {"threads": 1} if "threads" in (av.VideoFrame.reformat.__doc__ or "") else {}
 
-# Decoders that give exact frames when those in between, from which none is predicted, are left out. (That of MPEG-4 part 2
-# does not, where an AVI packs two frames into one packet.)
+# Decoders that give exact frames when those in between, from which none is predicted, are left out. (That of MPEG-4
+# part 2 does not, where an AVI packs two frames into one packet.)
 _SKIPPING_CODECS = ("h264", "hevc")
 
 FrameIndices = Sequence[int] | np.ndarray | torch.Tensor
@@ -135,7 +135,15 @@ def _open_path(path: str | os.PathLike) -> BinaryIO:
 class _HttpOnlyRedirects(urllib.request.HTTPRedirectHandler):
     """A server must not send us on to file:, ftp: or anything else."""
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
         if urllib.parse.urlsplit(newurl).scheme not in ("http", "https"):
             raise urllib.error.URLError(f"redirected to {newurl!r}, which is not http(s)")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -312,7 +320,7 @@ class _UnreliableTimestampsError(Exception):
 class _Video:
     """One open file with one video in it."""
 
-    def __init__(self, file: BinaryIO, name: str):
+    def __init__(self, file: BinaryIO, name: str) -> None:
         self.file = file
         self.name = name
         self.demuxer = _demuxer_for(file, name)
@@ -443,9 +451,10 @@ class _Video:
         return kept
 
     def _decode_from(self, container: Any, stream: Any, start: int, wanted: Set[int]) -> Iterator[Any]:
-        """
-        Frames in display order, beginning with the keyframe whose timestamp is `start`. Those that are not wanted, by their
-        timestamps, and that no other frame is predicted from, are left out without being decoded.
+        """Frames in display order, beginning with the keyframe whose timestamp is `start`.
+
+        Those that are not wanted, by their timestamps, and that no other frame is predicted from, are left out without
+        being decoded.
         """
         started = False
         try:

@@ -1,4 +1,4 @@
-"""Index lists against lists worked out by hand from the released recipes; each comment shows the arithmetic."""
+"""Index lists against lists worked out by hand from the released code; each comment shows the arithmetic."""
 
 import numpy as np
 import pytest
