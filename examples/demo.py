@@ -26,14 +26,14 @@ from transformers import pipeline
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the clone, wherever this file is run from
 
 from examples.experiments.make_motion_dataset import CLASSES
-from examples.experiments.motion_experiments import ALLOCATOR, SMALL_TPS, Recipe, training_flags
+from examples.experiments.motion_experiments import ALLOCATOR, SMALL_TPS, TrainingSettings, training_flags
 from hf_tps import TPSConfig
 from hf_tps.video_reading import read_video
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "demo_output"
 TRAIN_CLIPS, VALIDATION_CLIPS = 4800, 480
-RECIPE = Recipe(epochs=4, learning_rate=2e-3)
+TRAINING = TrainingSettings(epochs=4, learning_rate=2e-3)
 UNSEEN_IN_PICTURE = 6
 
 
@@ -62,7 +62,7 @@ def train(config: str, videos: str, model: str) -> None:
     step(
         "train a small TPS from random weights",
         *("examples/finetune.py", "--config_name", config, "--output_dir", model, "--overwrite_output_dir"),
-        *("--seed", "0", *training_flags(RECIPE, videos, f"{videos}/cache", SMALL_TPS["image_size"], TRAIN_CLIPS)),
+        *("--seed", "0", *training_flags(TRAINING, videos, f"{videos}/cache", SMALL_TPS["image_size"], TRAIN_CLIPS)),
         launch=True,
     )
 

@@ -116,7 +116,7 @@ def test_a_row_is_trained_once_on_all_frames_in_their_order(tmp_path):
     settings = MotionSettings(num_frames=4)
     benchmark = experiments.prepare_benchmark(tmp_path / "videos", settings, {"train": 12, "validation": 12}, seed=0)
     fields = {**experiments.SMALL_TPS, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 1)}
-    row = experiments.Row("micro", "micro", "tps", fields, experiments.Recipe(1, 1e-3, batch_size=12))
+    row = experiments.Row("micro", "micro", "tps", fields, experiments.TrainingSettings(1, 1e-3, batch_size=12))
     results = experiments.run_rows([(row, False)], benchmark, tmp_path, seeds=[0])
     assert [figures["row"] for figures in results] == ["micro"]
     assert {"top1", "shuffled", "reversed", "macs", "training_seconds"} <= set(results[0])

@@ -1,11 +1,10 @@
-"""
-Measure models against each other and against the machine, in one process and interleaved:
+"""Measure models against each other and against the machine, in one process and interleaved:
 
     python examples/benchmarks/benchmark.py --models tps-tiny swin-tiny --batch_size 1 4 --passes forward train
 
-Each round times a matrix product and then every model once (A B A B ...). Figures are medians over the rounds; `ratio` is the
-median of a model's time over that of its peer in the same round. All weights are random. The table goes to standard output;
-results.json and cost.png (cost against size) to --output_dir.
+Each round times a matrix product and then every model once (A B A B ...). Figures are medians over the rounds; `ratio`
+is the median of a model's time over that of its peer in the same round. All weights are random. The table goes to
+standard output; results.json and cost.png (cost against size) to --output_dir.
 """
 
 import argparse
@@ -21,9 +20,10 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -108,10 +108,10 @@ class Contender:
 def catalogue(smoke: bool = False) -> dict[str, Contender]:
     """Every model that --models can name."""
 
-    def config(config_class: type, **fields) -> PreTrainedConfig:
+    def config(config_class: type, **fields: Any) -> PreTrainedConfig:
         return config_class(**{**fields, **(SMOKE[config_class] if smoke else {})})
 
-    def video(model_class: type, settings: PreTrainedConfig, frames: int, **more) -> Contender:
+    def video(model_class: type, settings: PreTrainedConfig, frames: int, **more: Any) -> Contender:
         size = settings.crop_size if model_class is VJEPA2Model else settings.image_size
         return Contender(functools.partial(model_class, settings), (frames, 3, size, size), **more)
 
@@ -164,14 +164,16 @@ def import_reference(name: str, peer: str) -> Contender:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Bytes of all tensors that come to be inside it, at their highest. Counts tensors, so it is the same at every run."""
+    """Bytes of all tensors that come to be inside it, at their highest: a count, the same at every run."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
         self.seen = weakref.WeakSet()
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, function: Callable, types: Sequence[type], args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         given = {tensor.untyped_storage().data_ptr() for tensor in inputs}
         outputs = function(*args, **(kwargs or {}))
@@ -180,7 +182,7 @@ class PeakMemory(TorchDispatchMode):
                 self.add(tensor.untyped_storage())
         return outputs
 
-    def add(self, storage: torch.UntypedStorage):
+    def add(self, storage: torch.UntypedStorage) -> None:
         if storage in self.seen:
             return
         self.seen.add(storage)
@@ -188,7 +190,7 @@ class PeakMemory(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self.remove, storage.nbytes())
 
-    def remove(self, nbytes: int):
+    def remove(self, nbytes: int) -> None:
         self.now -= nbytes
 
 
@@ -225,7 +227,7 @@ class Row:
 class Runner:
     """One model under one setting."""
 
-    def __init__(self, name: str, contender: Contender, setting: Setting, arguments: argparse.Namespace):
+    def __init__(self, name: str, contender: Contender, setting: Setting, arguments: argparse.Namespace) -> None:
         self.name, self.contender, self.setting, self.device = name, contender, setting, arguments.device
         torch.manual_seed(0)
         model = self.set_up(contender.build()).to(self.device, DTYPES[setting.dtype])
@@ -242,7 +244,7 @@ class Runner:
             model.set_attn_implementation(self.setting.attention)
         return model
 
-    def run(self, model: Callable, clips: torch.Tensor, no_gradient=torch.inference_mode):
+    def run(self, model: Callable, clips: torch.Tensor, no_gradient: type = torch.inference_mode) -> None:
         with contextlib.nullcontext() if self.setting.step == "train" else no_gradient():
             outputs = model(clips, **self.contender.arguments)
             answer = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
@@ -259,7 +261,7 @@ class Runner:
         return time.perf_counter() - start
 
     def peak_memory(self) -> int | None:
-        """Bytes beyond weights and clip. On a GPU what the allocator held at most, on a CPU all tensors of an eager model."""
+        """Bytes beyond weights and clip: on a GPU the most that was allocated, on a CPU those of an eager model."""
         if self.device != "cpu":
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -285,7 +287,7 @@ class Runner:
 class OnnxRunner(Runner):
     """The same model, exported, in ONNX Runtime. Forward passes alone; it has no counters of its own."""
 
-    def __init__(self, name: str, contender: Contender, setting: Setting, arguments: argparse.Namespace):
+    def __init__(self, name: str, contender: Contender, setting: Setting, arguments: argparse.Namespace) -> None:
         import onnxruntime
 
         super().__init__(f"{name} (ONNX Runtime)", contender, setting, arguments)
@@ -315,7 +317,7 @@ class OnnxRunner(Runner):
         return None
 
 
-def synchronise(device: str):
+def synchronise(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()
 
@@ -490,7 +492,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         nargs="*",
         default=[],
         metavar="MODULE:CALLABLE",
-        help="other implementations: the callable returns a module and the shape of one clip; their peer is the first of --models",
+        help="other implementations: the callable returns a module and the shape of one clip; their peer is the first "
+        "of --models",
     )
     parser.add_argument("--batch_size", nargs="+", type=int, default=[1])
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"])

@@ -1,11 +1,10 @@
-"""
-How fast frames come out of videos: this package's reader and processor against those of Transformers, side by side.
+"""How fast frames come out of videos: this package's reader and processor against those of Transformers, side by side.
 
     python examples/benchmarks/benchmark_reading.py --output_dir reading
 
 Writes the videos first (640 x 360, H.264: 10 seconds and 10 minutes, with a keyframe each second and with x264's own
-keyframes), then reads 8, 16 and 32 frames of each, in turns, and prints a Markdown table of median times. "ideal" is the
-share of frames that must be decoded: a full read's over those from the nearest keyframes on.
+keyframes), then reads 8, 16 and 32 frames of each, in turns, and prints a Markdown table of median times. "ideal" is
+the share of frames that must be decoded: a full read's over those from the nearest keyframes on.
 """
 
 import argparse
@@ -20,9 +19,10 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 from tqdm import tqdm
 from transformers import VideoMAEImageProcessorPil
-from transformers.video_utils import load_video
+from transformers.video_utils import VideoMetadata, load_video
 
 from hf_tps import TPSVideoProcessor
 from hf_tps.training.results import write_json
@@ -38,7 +38,7 @@ VIDEOS = {
 }
 
 
-def write_video(path: Path, seconds: int, keyframe_interval: int | None):
+def write_video(path: Path, seconds: int, keyframe_interval: int | None) -> None:
     """A camera that wanders over a large textured picture, with a blinking corner: something new in every frame."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 256, (100, 160, 3), dtype=np.uint8)
@@ -88,12 +88,11 @@ def in_turns(first: Callable, second: Callable, repeats: int) -> tuple[float, fl
 
 
 def measure(path: Path, num_frames: int, repeats: int) -> dict:
-    wanted = [0]
 
-    def ours():
+    def ours() -> tuple[torch.Tensor, VideoMetadata]:
         return read_video(path, lambda metadata: indices(metadata.total_num_frames, num_frames))
 
-    def theirs():
+    def theirs() -> tuple[np.ndarray, VideoMetadata]:
         return load_video(
             str(path),
             backend="pyav",
@@ -131,7 +130,8 @@ def measure(path: Path, num_frames: int, repeats: int) -> dict:
 
 def table(rows: list[dict]) -> str:
     lines = [
-        "| video | frames | load_video, ms | reader, ms | faster | ideal | stock processor, ms | processor, ms | faster | same pixels |",
+        "| video | frames | load_video, ms | reader, ms | faster | ideal | stock processor, ms | processor, ms "
+        "| faster | same pixels |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:

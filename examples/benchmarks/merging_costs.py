@@ -1,5 +1,4 @@
-"""
-Count what token merging saves, on the real modules of every family at its default setting, as a Markdown table:
+"""Count what token merging saves, on the real modules of every family at its default setting, as a Markdown table:
 
     python examples/benchmarks/merging_costs.py
 
@@ -85,7 +84,7 @@ def row(name: str) -> list[str]:
     ]
 
 
-def main():
+def main() -> None:
     head = ["backbone", "after blocks", "keep", "tokens", "G", "merged G", "cut", "size channel", "with head, G"]
     lines = [head, ["---"] * len(head)]
     lines += [row(name) for name in tqdm(MODELS, desc="counting", unit="model", disable=None)]

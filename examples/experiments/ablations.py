@@ -1,10 +1,9 @@
-"""
-The ablations of TPS (paper, tables 2 to 4) in small, on the motion benchmark: which patches move, which of the two shifts, which bias.
+"""The ablations of TPS (paper, tables 2 to 4) in small: which patches move, which of the two shifts, which bias.
 
     python examples/experiments/ablations.py [--only pattern-A pattern-C] [--output_dir ablations_output]
 
-Clips of 16 frames, since patterns C and D reach 4 and 8 frames away. Writes results.json after every model, and at the
-end ablations.md, next to what the paper found on Something-Something v1 (Swin-T, top-1).
+On the motion benchmark with clips of 16 frames, since patterns C and D reach 4 and 8 frames away. Writes results.json
+after every model, and at the end ablations.md, next to what the paper found on Something-Something v1 (Swin-T, top-1).
 """
 
 import argparse
@@ -19,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, where
 from examples.experiments.make_motion_dataset import MotionSettings
 from examples.experiments.motion_experiments import (
     SMALL_TPS,
-    Recipe,
     Row,
     TrainingError,
+    TrainingSettings,
     add_arguments,
     chosen,
     open_benchmark,
@@ -29,7 +28,7 @@ from examples.experiments.motion_experiments import (
 )
 
 # one epoch: nine models on clips of 16 frames within the hour
-RECIPE = Recipe(epochs=1, learning_rate=2e-3)
+TRAINING = TrainingSettings(epochs=1, learning_rate=2e-3)
 PATCH_ONLY = (None, "patch")
 
 # name, title, the paper's top-1 (None: not in the paper), fields
@@ -49,7 +48,7 @@ ABLATIONS = (
         {"shift_order": ("patch", "channel"), "relative_position_bias": "same_frame"},
     ),
 )
-ROWS = tuple(Row(name, title, "tps", {**SMALL_TPS, **fields}, RECIPE) for name, title, _, fields in ABLATIONS)
+ROWS = tuple(Row(name, title, "tps", {**SMALL_TPS, **fields}, TRAINING) for name, title, _, fields in ABLATIONS)
 
 
 def table(results: Sequence[dict]) -> str:

@@ -1,8 +1,7 @@
-"""
-An image transformer for the video models of the motion benchmark to start from, as the papers start from ImageNet.
+"""An image transformer for the video models of the motion benchmark to start from, as the papers start from ImageNet.
 
-It learns from single frames of the training scenes where the sprite is and which way its light end points: what an image
-model can know of this data, and nothing about time.
+It learns from single frames of the training scenes where the sprite is and which way its light end points: what an
+image model can know of this data, and nothing about time.
 """
 
 import os
@@ -57,8 +56,7 @@ def train_image_start(
     learning_rate: float = 3e-3,
     image_std: float = 1.0,
 ) -> float:
-    """
-    Train a ViT on stills and save it as an image checkpoint of Transformers in `folder`.
+    """Train a ViT on stills and save it as an image checkpoint of Transformers in `folder`.
 
     Args:
         clips: training clips of the benchmark that the stills come from.
@@ -103,9 +101,10 @@ def train_image_start(
 
 
 def inflate_to_vivit(image_model: Path, folder: Path, num_frames: int, tubelet_size: int, seed: int = 0) -> None:
-    """
-    Save a ViViT (attention among all tokens of the clip) made of a ViT, as its paper starts (arXiv 2103.15691, section 3.4):
-    the kernel of the patches on one frame of a tubelet ("central frame"), the positions repeated over time.
+    """Save a ViViT (attention among all tokens of the clip) made of a ViT.
+
+    As its paper starts (arXiv 2103.15691, section 3.4): the kernel of the patches on one frame of a tubelet ("central
+    frame"), the positions repeated over time.
 
     Each point in time also gets a vector of its own at random. With equal positions the order of the frames would mean
     nothing at the start.

@@ -1,5 +1,4 @@
-"""
-Write a benchmark that only a model that sees time can solve: short videos of a moving sprite, in class folders.
+"""Write a benchmark that only a model that sees time can solve: short videos of a moving sprite, in class folders.
 
     python examples/experiments/make_motion_dataset.py motion --train_clips 9600 --validation_clips 2400
 
@@ -45,7 +44,7 @@ DESCRIPTION = "dataset.json"
 
 @dataclass(frozen=True)
 class MotionSettings:
-    """What all clips of a benchmark share. Lengths are shares of the frame's side, so `size` changes the detail alone."""
+    """What all clips of a benchmark share. Lengths are shares of the frame's side: `size` changes the detail alone."""
 
     size: int = 32
     num_frames: int = 8
@@ -60,7 +59,7 @@ class MotionSettings:
     # standard deviation of the pixel noise, of 255
     noise: float = 4.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 32 <= self.size <= 64 or self.size % 2:
             raise ValueError(f"size must be an even number of pixels from 32 to 64, got {self.size}.")
         if not 2 <= self.num_frames <= 32:
@@ -75,8 +74,7 @@ def class_of_clip(index: int) -> str:
 
 
 def motion_clip(settings: MotionSettings, seed: int, split: str, index: int, label: str | None = None) -> np.ndarray:
-    """
-    The frames of one clip: (num_frames, size, size, 3) uint8.
+    """The frames of one clip: (num_frames, size, size, 3) uint8.
 
     Every clip has its own sprite, background, start, speed and noise, all drawn from (`seed`, `split`, `index`); so the
     splits share none of them. `label` (by default `class_of_clip(index)`) is not part of what they are drawn from: the
@@ -90,12 +88,11 @@ def motion_clip(settings: MotionSettings, seed: int, split: str, index: int, lab
 def sprite_poses(
     settings: MotionSettings, seed: int, split: str, index: int, label: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Where the sprite of `motion_clip` is in each frame.
+    """Where the sprite of `motion_clip` is in each frame.
 
     Returns:
-        Centres (num_frames, 2), row and column in pixels; angles (num_frames,) of its light end, clockwise from the right,
-        radians.
+        Centres (num_frames, 2), row and column in pixels; angles (num_frames,) of its light end, clockwise from the
+        right, radians.
     """
     motion, backwards = forward_motion(class_of_clip(index) if label is None else label)
     scene = draw_scene(settings, seed, split, index)
@@ -146,7 +143,7 @@ def draw_scene(settings: MotionSettings, seed: int, split: str, index: int) -> S
 
 
 def centres_of(settings: MotionSettings, scene: Scene, motion: str) -> np.ndarray:
-    """Row and column of the sprite in each frame, (num_frames, 2) pixels; it leaves on one side and comes in on the other."""
+    """Row and column of the sprite in each frame, (num_frames, 2) pixels; past one side it comes in on the other."""
     direction = np.array(DIRECTIONS.get(motion, (0, 0)), float)
     step = scene.speed * direction / max(np.hypot(*direction), 1)
     return (scene.centre + np.arange(settings.num_frames)[:, None] * step) % settings.size
@@ -188,9 +185,9 @@ def random_background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def random_sprite_colour(rng: np.random.Generator) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """
-    The sprite's colour as a function of the place on it: one end is light, the other dark, both tinted and cloudy. Without
-    two ends a turn is hard to see in 32 pixels, and some methods learnt all other classes but not this pair.
+    """The sprite's colour as a function of the place on it: one end is light, the other dark, both tinted and cloudy.
+
+    Without two ends a turn is hard to see in 32 pixels, and some methods learnt all other classes but not this pair.
     """
     light, dark = rng.uniform(195, 255, 3), rng.uniform(0, 60, 3)
     clouds = rng.normal(0, 15, (4, 4, 3))
@@ -202,8 +199,8 @@ def random_sprite_colour(rng: np.random.Generator) -> Callable[[np.ndarray, np.n
     return colour_at
 
 
-def random_outline(rng: np.random.Generator):
-    """The sprite's radius as a function of the angle, around 1: no two alike, none with a symmetry that hides a turn."""
+def random_outline(rng: np.random.Generator) -> Callable[[np.ndarray], np.ndarray]:
+    """The sprite's radius as a function of the angle, around 1; no outline has a symmetry that hides a turn."""
     waves = np.arange(1, 5)
     heights, phases = np.array([0.25, 0.25, 0.12, 0.08]) * rng.uniform(0.6, 1, 4), rng.uniform(0, 2 * np.pi, 4)
     return lambda angle: (
@@ -259,9 +256,9 @@ def write_dataset(
     num_workers: int = 1,
     overwrite: bool = False,
 ) -> None:
-    """
-    Write the benchmark: `output_dir`/SPLIT/CLASS/NUMBER.mp4, and dataset.json with what made it. The same arguments give the
-    same bytes. The folder appears whole or not at all.
+    """Write the benchmark: `output_dir`/SPLIT/CLASS/NUMBER.mp4, and dataset.json with what made it.
+
+    The same arguments give the same bytes. The folder appears whole or not at all.
 
     Args:
         clips: number of clips of each split, multiples of the number of classes.
@@ -269,8 +266,8 @@ def write_dataset(
         overwrite: replace a benchmark that was written there before.
 
     Raises:
-        ValueError: for numbers out of range, a folder that is not empty without `overwrite`, and one that holds something
-            else with it.
+        ValueError: for numbers out of range, a folder that is not empty without `overwrite`, and one that holds
+            something else with it.
     """
     check_arguments(output_dir, clips, seed, num_workers, overwrite)
     output_dir.parent.mkdir(parents=True, exist_ok=True)

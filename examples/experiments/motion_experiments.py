@@ -1,6 +1,7 @@
-"""
-What evidence.py and ablations.py share: rows of small models that `finetune.py` trains on the motion benchmark, and their test on
-clips as they are, with the frames shuffled, and played backwards.
+"""What evidence.py and ablations.py share: small models, trained and tested on the motion benchmark.
+
+Each is a row of a table. `finetune.py` trains it; it is tested on clips as they are, with the frames shuffled, and
+played backwards.
 """
 
 import argparse
@@ -20,21 +21,21 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
 
 # not the one at the top level of transformers, which is a placeholder wherever torchvision is missing
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the clone, wherever this file is run from
 
-import hf_tps  # noqa: F401  (registers its models with the Auto classes)
 from examples.experiments.make_motion_dataset import DESCRIPTION, MotionSettings, opposite_class, write_dataset
+from hf_tps import TPSVideoProcessor  # which also registers the models with the Auto classes
 from hf_tps.training.results import write_json
 from hf_tps.video_reading import read_video
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 EVALUATION_BATCH = 100
-# glibc gives the memory of every activation back to the system and asks for it again in the next step: half of the time here
+# glibc gives the memory of every activation back to the system and asks for it again in the next step: half of the time
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**11), "MALLOC_TOP_PAD_": str(5 * 10**8)}
 
 
@@ -59,7 +60,7 @@ SMALL_TPS = {
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingSettings:
     """How a model is trained: AdamW with a cosine schedule, in `finetune.py`'s words."""
 
     epochs: int
@@ -79,11 +80,11 @@ class Row:
     title: str
     model_type: str
     fields: dict  # of the config
-    recipe: Recipe
+    training: TrainingSettings
     # the fields of the same network with time switched off; None: there is no such twin
     off: dict | None = None
-    # What it begins with. None: random weights. "image": the image model; `fields` are then those that it does not tell.
-    # "vivit": a ViViT made of it, as it is
+    # What it begins with. None: random weights. "image": the image model; `fields` are then those that it does not
+    # tell. "vivit": a ViViT made of it, as it is
     start: str | None = None
     image_size: int = 32
 
@@ -129,12 +130,13 @@ def prepare_benchmark(folder: Path, settings: MotionSettings, clips: dict[str, i
     return benchmark
 
 
-# ---------------------------------------------------------------------------------------------------------- training
+# --- training --------------------------------------------------------------------------------------------------------
 
 
-def training_flags(recipe: Recipe, videos: Path | str, cache: Path | str, size: int, train_clips: int) -> list[str]:
-    """
-    The flags of `finetune.py` for training on a motion benchmark.
+def training_flags(
+    settings: TrainingSettings, videos: Path | str, cache: Path | str, size: int, train_clips: int
+) -> list[str]:
+    """The flags of `finetune.py` for training on a motion benchmark.
 
     Args:
         videos: its folder.
@@ -142,16 +144,16 @@ def training_flags(recipe: Recipe, videos: Path | str, cache: Path | str, size: 
         size: side of the frames in pixels.
         train_clips: videos in its training split.
     """
-    steps = recipe.epochs * (train_clips // recipe.batch_size)
+    steps = settings.epochs * (train_clips // settings.batch_size)
     flags = (
         *("--train_dir", f"{videos}/train", "--validation_dir", f"{videos}/validation", "--cache_frames", cache),
         *("--no_augmentation", "--checkpointing_steps", "no", "--crop_size", size, "--short_side", size),
-        *("--image_mean", *[0.5] * 3, "--image_std", *[recipe.image_std] * 3),
+        *("--image_mean", *[0.5] * 3, "--image_std", *[settings.image_std] * 3),
         # all frames as they are; "uniform" draws one from each segment, so some twice and some never
         *("--sampling", "dense", "--frame_interval", 1),
-        *("--num_train_epochs", recipe.epochs, "--per_device_train_batch_size", recipe.batch_size),
-        *("--learning_rate", recipe.learning_rate, "--weight_decay", recipe.weight_decay),
-        *("--adam_beta2", 0.98, "--max_grad_norm", 1, "--num_warmup_steps", round(recipe.warmup * steps)),
+        *("--num_train_epochs", settings.epochs, "--per_device_train_batch_size", settings.batch_size),
+        *("--learning_rate", settings.learning_rate, "--weight_decay", settings.weight_decay),
+        *("--adam_beta2", 0.98, "--max_grad_norm", 1, "--num_warmup_steps", round(settings.warmup * steps)),
     )
     return [str(flag) for flag in flags]
 
@@ -159,9 +161,9 @@ def training_flags(recipe: Recipe, videos: Path | str, cache: Path | str, size: 
 def fine_tune(
     row: Row, time_off: bool, benchmark: Benchmark, starts: dict[str, Path], output: Path, seed: int, threads: int
 ) -> float:
-    """
-    Train with `accelerate launch examples/finetune.py`, as a user does; the model lies in `output` afterwards, with what the
-    script said in training.log.
+    """Train with `accelerate launch examples/finetune.py`, as a user does.
+
+    The model lies in `output` afterwards, with what the script said in training.log.
 
     Returns:
         Seconds.
@@ -170,16 +172,16 @@ def fine_tune(
         TrainingError: with the end of the log, if the script fails.
     """
     begun = time.perf_counter()
-    recipe, size = row.recipe, row.image_size
+    size = row.image_size
     fields = {"num_frames": benchmark.num_frames, **row.fields, **((row.off or {}) if time_off else {})}
     train_clips = benchmark.description["clips"]["train"]
     with tempfile.TemporaryDirectory() as scratch:
         if row.start == "vivit":
             start = ("--model_name_or_path", starts["vivit"])
         elif row.start == "image":
-            family = {"video_shift": "shift"}.get(row.model_type, row.model_type)
+            target = {"video_shift": "shift"}.get(row.model_type, row.model_type)
             overrides = ",".join(f"{name}={json.dumps(value)}" for name, value in fields.items())
-            start = ("--model_name_or_path", starts["image"], "--from_image", family, "--config_overrides", overrides)
+            start = ("--model_name_or_path", starts["image"], "--from_image", target, "--config_overrides", overrides)
         else:
             AutoConfig.for_model(row.model_type, **fields).save_pretrained(scratch)
             start = ("--config_name", scratch)
@@ -188,7 +190,7 @@ def fine_tune(
             *("--mixed_precision", "bf16" if cpu_multiplies_bfloat16() else "no"),
             *(EXAMPLES / "finetune.py", *start, "--output_dir", output, "--overwrite_output_dir"),
             *("--per_device_eval_batch_size", EVALUATION_BATCH, "--attn_implementation", "eager", "--seed", seed),
-            *training_flags(recipe, benchmark.folder, benchmark.folder.parent / "frames", size, train_clips),
+            *training_flags(row.training, benchmark.folder, benchmark.folder.parent / "frames", size, train_clips),
         ]
         environment = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": str(threads)}
         output.mkdir(parents=True, exist_ok=True)
@@ -208,16 +210,20 @@ def cpu_multiplies_bfloat16() -> bool:
         return False
 
 
-# -------------------------------------------------------------------------------------------------------------- test
+# --- test ------------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def answers(model, processor, benchmark: Benchmark, move: Callable[[torch.Tensor], torch.Tensor]) -> list[str]:
-    """
-    The class that the model sees in each validation clip after `move` changed the order of its frames.
+def answers(
+    model: PreTrainedModel,
+    processor: TPSVideoProcessor,
+    benchmark: Benchmark,
+    move: Callable[[torch.Tensor], torch.Tensor],
+) -> list[str]:
+    """The class that the model sees in each validation clip after `move` changed the order of its frames.
 
-    In the precision of the training: the running statistics of batch norms belong to it (a LAPS trained in bfloat16 lost 6
-    points in float32).
+    In the precision of the training: the running statistics of batch norms belong to it (a LAPS trained in bfloat16
+    lost 6 points in float32).
     """
     found = []
     for start in tqdm(range(0, len(benchmark.frames), EVALUATION_BATCH), desc="testing", disable=None, leave=False):
@@ -241,13 +247,16 @@ def shuffled(seed: int = 0) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def test_on_motion(folder: Path, benchmark: Benchmark) -> dict[str, float]:
-    """Top-1 on the clips as they are and shuffled, and how often a clip played backwards is the opposite class; per cent."""
+    """Top-1 on clips as they are and shuffled, and how often a clip backwards is the opposite class; per cent."""
     model = AutoModelForVideoClassification.from_pretrained(folder).eval()
     return motion_figures(model, AutoVideoProcessor.from_pretrained(folder), benchmark)
 
 
 def motion_figures(
-    model, processor, benchmark: Benchmark, wanted: Sequence[str] = ("top1", "shuffled", "reversed")
+    model: PreTrainedModel,
+    processor: TPSVideoProcessor,
+    benchmark: Benchmark,
+    wanted: Sequence[str] = ("top1", "shuffled", "reversed"),
 ) -> dict[str, float]:
     """As `test_on_motion`, of a model that is there."""
     benchmark.load_validation()
@@ -261,9 +270,8 @@ def motion_figures(
 
 
 @torch.no_grad()
-def check_blind(model, image_size: int) -> None:
-    """
-    Make sure that the order of the frames means nothing to a network with time switched off.
+def check_blind(model: PreTrainedModel, image_size: int) -> None:
+    """Make sure that the order of the frames means nothing to a network with time switched off.
 
     Raises:
         RuntimeError: if the logits change when the frames change places.
@@ -290,7 +298,7 @@ def count_macs(config: PreTrainedConfig, image_size: int) -> int:
     return counter.get_total_flops() // 2
 
 
-# -------------------------------------------------------------------------------------------------------------- runs
+# --- runs ------------------------------------------------------------------------------------------------------------
 
 
 def figures_of(row: Row, time_off: bool, seed: int, benchmark: Benchmark, folder: Path) -> dict[str, object]:
@@ -304,7 +312,7 @@ def figures_of(row: Row, time_off: bool, seed: int, benchmark: Benchmark, folder
         "seed": seed,
         "parameters": model.num_parameters(),
         "macs": count_macs(model.config, row.image_size),
-        "training_clips": row.recipe.epochs * benchmark.description["clips"]["train"],
+        "training_clips": row.training.epochs * benchmark.description["clips"]["train"],
         **test_on_motion(folder, benchmark),
     }
 
@@ -336,8 +344,7 @@ def run_rows(
     at_once: int = 1,
     starts: dict[str, Path] | None = None,
 ) -> list[dict]:
-    """
-    Train and test what results.json does not hold yet; a run that was broken off goes on where it was.
+    """Train and test what results.json does not hold yet; a run that was broken off goes on where it was.
 
     Args:
         jobs: rows, with time on or off.
