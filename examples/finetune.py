@@ -131,7 +131,8 @@ def train(arguments: argparse.Namespace) -> None:
         logger.info(flags.describe_recipe(arguments, total_batch_size))
     hub_id = (arguments.hub_model_id or arguments.output_dir.resolve().name) if arguments.push_to_hub else None
     if hub_id and accelerator.is_main_process:
-        outcome.check_hub_access(hub_id, arguments.hub_private_repo)
+        with flags.about("--push_to_hub"):
+            outcome.check_hub_access(hub_id, arguments.hub_private_repo)
 
     # Data, model, processor
     stream = videos = None

@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple, TypeAlias
 
 import av
 import numpy as np
@@ -47,7 +47,7 @@ _ONE_THREAD = {"threads": 1} if "threads" in (av.VideoFrame.reformat.__doc__ or 
 # part 2 does not, where an AVI packs two frames into one packet.)
 _SKIPPING_CODECS = ("h264", "hevc")
 
-FrameIndices = Sequence[int] | np.ndarray | torch.Tensor
+FrameIndices: TypeAlias = Sequence[int] | np.ndarray | torch.Tensor
 
 
 def read_video(
@@ -266,10 +266,10 @@ def _ends_too_early(file: BinaryIO, demuxer: str) -> bool:
         position = 0
         while position + 8 <= size:
             file.seek(position)
-            header = file.read(16)
-            length, kind = int.from_bytes(header[:4], "big"), header[4:8]
+            box = file.read(16)
+            length, kind = int.from_bytes(box[:4], "big"), box[4:8]
             if length == 1:
-                length = int.from_bytes(header[8:16], "big")
+                length = int.from_bytes(box[8:16], "big")
             if length < 8:  # 0: up to the end of the file; anything else is not a box
                 return False
             position += length
@@ -443,7 +443,7 @@ class _Video:
                     frame = next(frames, None)
                     number = None if frame is None else number_of.get(frame.pts)
                     expected = range(following, target + 1) if skips else [following]
-                    if number not in expected:
+                    if number is None or number not in expected:
                         raise _UnreliableTimestampsError
                     if number == target:
                         kept[target] = _pixels(frame, scan.size)

@@ -27,7 +27,7 @@ from examples.experiments.make_motion_dataset import (
 )
 from hf_tps import TPSVideoProcessor
 from hf_tps.frame_sampling import sample_frame_indices
-from hf_tps.training.data import SAMPLING_SETTINGS
+from hf_tps.video_processing_tps import SAMPLING_SETTINGS
 
 CLASSIFIERS = {config.model_type: classifier for config, _, classifier in hf_tps.FAMILIES}
 

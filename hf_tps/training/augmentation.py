@@ -148,10 +148,10 @@ class ClipAugmentation:
         target = low + _below(generator, high - low + 1)
         height, width = frames.shape[-2:]
         short = min(height, width)
-        size = tuple(target if side == short else int(side * target / short + 0.5) for side in (height, width))
-        frames = self._resize(frames, size)
-        top = _below(generator, size[0] - self.crop_size[0] + 1)
-        left = _below(generator, size[1] - self.crop_size[1] + 1)
+        height, width = (target if side == short else int(side * target / short + 0.5) for side in (height, width))
+        frames = self._resize(frames, (height, width))
+        top = _below(generator, height - self.crop_size[0] + 1)
+        left = _below(generator, width - self.crop_size[1] + 1)
         return frames[..., top : top + self.crop_size[0], left : left + self.crop_size[1]]
 
     def _multiscale_crop(self, frames: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -281,7 +281,6 @@ def rotate(frames: torch.Tensor, degrees: float) -> torch.Tensor:
     return affine(frames, [[cos, sin, 0], [-sin, cos, 0]])
 
 
-_ENHANCE = {"saturation": saturation, "contrast": contrast, "brightness": brightness, "sharpness": sharpness}
 _OPERATIONS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
     # strength is -1 to 1; what has no direction takes its absolute value
     "identity": lambda frames, strength: frames,
@@ -294,10 +293,10 @@ _OPERATIONS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
     "shear_y": lambda frames, strength: affine(frames, [[1, 0, 0], [0.3 * strength, 1, 0]]),
     "translate_x": lambda frames, strength: affine(frames, [[1, 0, 0.45 * strength * frames.shape[-1]], [0, 1, 0]]),
     "translate_y": lambda frames, strength: affine(frames, [[1, 0, 0], [0, 1, 0.45 * strength * frames.shape[-2]]]),
-    **{
-        name: (lambda frames, strength, change=change: change(frames, 1 + 0.9 * strength))
-        for name, change in _ENHANCE.items()
-    },
+    "saturation": lambda frames, strength: saturation(frames, 1 + 0.9 * strength),
+    "contrast": lambda frames, strength: contrast(frames, 1 + 0.9 * strength),
+    "brightness": lambda frames, strength: brightness(frames, 1 + 0.9 * strength),
+    "sharpness": lambda frames, strength: sharpness(frames, 1 + 0.9 * strength),
 }
 
 

@@ -92,8 +92,8 @@ def _sync(path: Path) -> None:
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    found = [path for path in Path(folder).glob("step_*") if _COMPLETE.search(path.name)]
-    return sorted(found, key=lambda path: int(_COMPLETE.search(path.name)[1]))
+    found = {int(step[1]): path for path in Path(folder).glob("step_*") if (step := _COMPLETE.search(path.name))}
+    return [found[step] for step in sorted(found)]
 
 
 def remove_incomplete(folder: str | Path) -> None:

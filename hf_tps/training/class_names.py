@@ -49,13 +49,14 @@ def _names_from_json(content: Any, path: Path) -> list[str]:
         raise ValueError(f"{path} must be a JSON list of class names, or a JSON object between names and ids.")
     by_key = _by_id(list(content.items())) if all(isinstance(value, str) for value in content.values()) else None
     by_value = _by_id([(str(value), key) for key, value in content.items()])
-    if by_key is None and by_value is None:
+    found = [names for names in (by_key, by_value) if names is not None]
+    if not found:
         raise ValueError(f"{path}: the ids must be 0 to {len(content) - 1}, each once.")
-    if by_key is not None and by_value is not None and by_key != by_value:
+    if found[0] != found[-1]:
         raise ValueError(
             f"{path}: keys and values could both be the ids of the classes; write a list of names instead."
         )
-    return by_value if by_key is None else by_key
+    return found[0]
 
 
 def _by_id(pairs: list[tuple[str, str]]) -> list[str] | None:

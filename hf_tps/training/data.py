@@ -12,6 +12,7 @@ Two promises:
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from .video_lists import LabelledVideos
 logger = logging.getLogger(__name__)
 
 # What `read_video` takes, or the decoded frames, uint8 (frames, 3, height, width)
-Video = str | os.PathLike | bytes | torch.Tensor
+Video: TypeAlias = str | os.PathLike | bytes | torch.Tensor
 
 # The label of a video that could not be read: what torch's cross-entropy ignores.
 IGNORED_LABEL = -100

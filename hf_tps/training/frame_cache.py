@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +87,8 @@ class _WholeVideos(Dataset):
 
 
 def _decode_all(videos: LabelledVideos, folder: Path, num_workers: int) -> None:
-    entries, position = [], 0
+    entries: list[dict[str, Any]] = []
+    position = 0
     loader = DataLoader(_WholeVideos(videos), batch_size=None, num_workers=num_workers, generator=torch.Generator())
     with open(folder / "frames.bin", "wb") as file:
         for done, frames in enumerate(tqdm(loader, desc="decoding", unit="video", disable=None), start=1):

@@ -24,7 +24,7 @@ class _VideoColumn(Sequence[str | bytes]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> str | bytes:
+    def __getitem__(self, index: Any) -> Any:
         return _path_or_bytes(self.dataset[index][self.column])
 
 
@@ -45,10 +45,16 @@ def _columns(
     video_column = video_column or next((c for c in ("video", "path", "file_name") if c in columns), None)
     label_column = label_column or next((c for c in columns if isinstance(features[c], ClassLabel)), None)
     label_column = label_column or next((c for c in LABEL_COLUMNS if c in columns), None)
-    for setting, wanted in (("video_column", video_column), ("label_column", label_column)):
-        if wanted not in columns:
-            raise ValueError(f"{name} has the columns {columns}: {setting} must name one of them, not {wanted!r}.")
-    return video_column, label_column
+    return (
+        _existing(video_column, "video_column", columns, name),
+        _existing(label_column, "label_column", columns, name),
+    )
+
+
+def _existing(wanted: str | None, setting: str, columns: list[str], name: str) -> str:
+    if wanted is None or wanted not in columns:
+        raise ValueError(f"{name} has the columns {columns}: {setting} must name one of them, not {wanted!r}.")
+    return wanted
 
 
 def _undecoded(

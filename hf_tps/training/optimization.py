@@ -38,7 +38,7 @@ def decays(name: str, parameter: torch.Tensor, rule: str) -> bool:
 def layer_depths(names: Sequence[str], head: str = "classifier") -> dict[str, int]:
     """How deep each parameter lies: 0 for the embeddings, then one for each block, one more for what follows them."""
     blocks: dict[str, int] = {}
-    depths = {}
+    depths: dict[str, int | None] = {}
     for name in names:
         match = _STAGE_BLOCK.match(name) or _BLOCK.match(name)
         if name.startswith(head):

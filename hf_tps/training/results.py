@@ -95,7 +95,7 @@ def check_hub_access(repo_id: str, private: bool) -> None:
     try:
         HfApi().create_repo(repo_id, private=private, exist_ok=True)
     except (OSError, ValueError) as error:  # no network, no token, no permission, no such name
-        raise ValueError(f"--push_to_hub: {repo_id} cannot be created on the Hub: {error}") from error
+        raise ValueError(f"The repository {repo_id} cannot be created on the Hub: {error}") from error
 
 
 def write_model_card(

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
+from ..modeling_base import VideoPreTrainedModel
 from ..modeling_laps import LAPSForVideoClassification
 from ..modeling_sttm import STTMForVideoClassification
 from ..modeling_tps import TPSForVideoClassification
@@ -22,7 +23,7 @@ from .published import NORMALISATION_WITHOUT_A_FILE, short_side
 logger = logging.getLogger(__name__)
 
 # By the word for what the image checkpoint becomes
-FROM_IMAGE = {
+FROM_IMAGE: dict[str, type[VideoPreTrainedModel]] = {
     "tps": TPSForVideoClassification,
     "xvit": XViTForVideoClassification,
     "laps": LAPSForVideoClassification,
@@ -103,28 +104,28 @@ def load_model(
     Raises:
         ValueError: if these contradict each other, or weights other than the classifier's do not fit.
     """
-    _check_start(model_name_or_path, config_name, from_image, sttm_keep_ratio)
+    source = _checked_source(model_name_or_path, config_name, from_image, sttm_keep_ratio)
     overrides = dict(config_overrides or {})
     loading = {"attn_implementation": attn_implementation} if attn_implementation else {}
     if config_name is not None:
-        config = load_config(config_name, trust_remote_code, **overrides, **_label_fields(class_names))
+        config = load_config(source, trust_remote_code, **overrides, **_label_fields(class_names))
         return AutoModelForVideoClassification.from_config(config, trust_remote_code=trust_remote_code, **loading)
     if from_image is not None:
         model = FROM_IMAGE[from_image].from_image_pretrained(
-            model_name_or_path, num_labels=len(class_names), **overrides, **loading
+            source, num_labels=len(class_names), **overrides, **loading
         )
         for name, value in _label_fields(class_names).items():
             setattr(model.config, name, value)
         return model
-    return _load_video_checkpoint(
-        model_name_or_path, class_names, sttm_keep_ratio, overrides, loading, trust_remote_code
-    )
+    return _load_video_checkpoint(source, class_names, sttm_keep_ratio, overrides, loading, trust_remote_code)
 
 
-def _check_start(
+def _checked_source(
     model_name_or_path: str | None, config_name: str | None, from_image: str | None, sttm_keep_ratio: float | None
-) -> None:
-    if (model_name_or_path is None) == (config_name is None):
+) -> str:
+    """The checkpoint or the config to begin with, if no other argument of `load_model` contradicts it."""
+    source = config_name if model_name_or_path is None else model_name_or_path
+    if source is None or (model_name_or_path is not None and config_name is not None):
         raise ValueError("Give either model_name_or_path (a checkpoint) or config_name (training from scratch).")
     if from_image is not None and from_image not in FROM_IMAGE:
         raise ValueError(f"from_image must be one of {', '.join(FROM_IMAGE)}, got {from_image!r}.")
@@ -132,6 +133,7 @@ def _check_start(
         raise ValueError("from_image needs model_name_or_path, the image checkpoint.")
     if sttm_keep_ratio is not None and (from_image is not None or model_name_or_path is None):
         raise ValueError("sttm_keep_ratio needs model_name_or_path with a video checkpoint.")
+    return source
 
 
 def _label_fields(class_names: Sequence[str]) -> dict[str, dict]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -78,7 +79,7 @@ class _Selected(Sequence[str | bytes]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> str | bytes:
+    def __getitem__(self, index: Any) -> Any:
         return self.items[self.indices[index]]
 
 
