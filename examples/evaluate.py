@@ -17,9 +17,9 @@ from accelerate import Accelerator
 
 from hf_tps.training import arguments as flags
 from hf_tps.training import results as outcome
+from hf_tps.training.console import exit_code, start_logging
 from hf_tps.training.data import ClipReader, VideoDataset
 from hf_tps.training.evaluation import predict
-from hf_tps.training.frame_cache import FrameCache
 from hf_tps.training.metrics import summarize
 from hf_tps.training.protocols import PROTOCOLS, protocol_views
 from hf_tps.training.starting_points import (
@@ -64,19 +64,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse_arguments(argv)
-    try:
-        evaluate(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(evaluate, parse_arguments(argv))
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
     accelerator = Accelerator()
-    logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.WARNING, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    start_logging(accelerator.is_main_process)
     source, trusted = arguments.model_name_or_path, arguments.trust_remote_code
     with accelerator.main_process_first():
         videos = flags.read_videos(arguments, "validation")
@@ -96,9 +89,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         )
         check_model(model)
         processor = load_processor(source, model.config, flags.processor_overrides(arguments))
-        frames = None
-        if arguments.cache_frames:
-            frames = FrameCache.of(videos, arguments.cache_frames, arguments.dataloader_num_workers)
+        frames = flags.frame_cache(arguments, videos)
     views = protocol_views(arguments.protocol, processor)
     views |= {name: getattr(arguments, name) for name in ("num_clips", "num_crops") if getattr(arguments, name)}
     if arguments.short_side is not None:

@@ -1,5 +1,5 @@
 """
-Fine-tune a video classifier with Transformers' Trainer: the short form of finetune.py, for those who have a Trainer set-up.
+Fine-tune a video classifier with Transformers' Trainer: the short form of finetune.py, for those who use Trainer.
 
     python examples/finetune_trainer.py --model_name_or_path microsoft/swin-tiny-patch4-window7-224 --from_image tps \
         --train_dir videos/train --validation_dir videos/val --output_dir my-model --num_train_epochs 10 --bf16
@@ -12,26 +12,36 @@ import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import HfArgumentParser, Trainer, TrainingArguments, set_seed
+from torch import nn
+from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArguments, set_seed
+from transformers.utils import ModelOutput
 
 from hf_tps.training import arguments as flags
 from hf_tps.training import results as outcome
-from hf_tps.training.augmentation import ClipAugmentation, mix_batch, soft_labels
-from hf_tps.training.data import BrokenVideos, ClipReader, VideoDataset, collate
+from hf_tps.training.augmentation import mix_batch, soft_labels
+from hf_tps.training.console import exit_code
+from hf_tps.training.data import BrokenVideos, LabelledVideos, VideoDataset, collate
 from hf_tps.training.metrics import summarize
 
 
 class ClipTrainer(Trainer):
     """Trainer with a loss for class ids and for class probabilities, whatever the model makes of float labels."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, **options: Any):
+        super().__init__(**options)
         self.model_accepts_loss_kwargs = False  # the loss below is a plain mean: Trainer divides by accumulated steps
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, ModelOutput]:
         labels = inputs.pop("labels")
         outputs = model(**inputs)
         loss = F.cross_entropy(outputs.logits.float(), labels)
@@ -80,13 +90,7 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, 
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments, training = parse_arguments(argv)
-    try:
-        train(arguments, training)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return exit_code(train, *parse_arguments(argv))
 
 
 def train(arguments: argparse.Namespace, training: TrainingArguments) -> None:
@@ -95,20 +99,20 @@ def train(arguments: argparse.Namespace, training: TrainingArguments) -> None:
     videos, validation = flags.read_training_data(arguments)
     class_names = videos.class_names
     model, processor = flags.build_model(arguments, class_names)
-    settings = flags.augmentation_settings(arguments, class_names)
-    crop_size = (processor.crop_size["height"], processor.crop_size["width"])
-    augmentation = None if settings is None else ClipAugmentation(settings, crop_size, processor.antialias)
-    clips = ClipReader(processor, augmentation, {"num_clips": 1, "num_crops": 1})
+    clips = flags.clip_reader(arguments, class_names, processor, {"num_clips": 1, "num_crops": 1})
 
-    def compute_metrics(prediction) -> dict:
+    def dataset_of(part: LabelledVideos, **options: bool) -> VideoDataset:
+        return VideoDataset(part, class_names, clips, frames=flags.frame_cache(arguments, part), **options)
+
+    def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         summary = summarize(prediction.predictions, prediction.label_ids, class_names)
         return {name: summary[name] for name in ("top1", "top5", "mean_class_accuracy")}
 
     trainer = ClipTrainer(
         model=model,
         args=training,
-        train_dataset=VideoDataset(videos, class_names, clips, training=True),
-        eval_dataset=None if validation is None else VideoDataset(validation, class_names, clips),
+        train_dataset=dataset_of(videos, training=True),
+        eval_dataset=None if validation is None else dataset_of(validation),
         data_collator=Collator(arguments, len(class_names)),
         compute_metrics=compute_metrics,
         processing_class=processor,
@@ -119,11 +123,7 @@ def train(arguments: argparse.Namespace, training: TrainingArguments) -> None:
     if trainer.is_world_process_zero():
         output_dir = Path(training.output_dir)
         outcome.write_json(output_dir / "all_results.json", results)
-        print(
-            ", ".join(
-                f"{name} {results[name]:.4g}" for name in ("eval_top1", "eval_top5", "train_loss") if name in results
-            )
-        )
+        print(outcome.headline(results))
     if training.push_to_hub:
         trainer.push_to_hub()
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForVideoClassification, SwinConfig, SwinModel, ViTConfig, ViTModel
 
 import hf_tps
-from examples import evaluate, finetune
+from examples import evaluate, finetune, finetune_trainer
 from hf_tps.training import results as outcome
 from hf_tps.training.checkpoints import list_checkpoints
 from tests import micro_models, video_transformers
@@ -148,7 +148,7 @@ def test_two_processes_train_and_test_as_one_does(data, tmp_path, root):
     for name, weight in one.items():
         apart = (weight - both[name]).abs()
         if name.endswith("qkv.bias"):
-            # Softmax does not see the bias of the keys: its gradient is rounding noise, which AdamW makes into full steps.
+            # Softmax does not see the bias of the keys: its gradient is noise, which AdamW makes into full steps.
             apart = torch.stack(apart.chunk(3))[[0, 2]]
         assert apart.max() < 1e-4, name
     for first, second in zip(results(tmp_path / "one")["history"], results(tmp_path / "two")["history"], strict=True):
@@ -184,6 +184,26 @@ def test_the_trainer_version_learns_too(data, tmp_path, root):
     run(root, "finetune_trainer.py", *basics(data, tmp_path / "out"), *flags)
     assert results(tmp_path / "out")["eval_top1"] == 1.0
     assert AutoModelForVideoClassification.from_pretrained(tmp_path / "out").config.label2id["green"] == 1
+
+
+def test_the_trainer_version_freezes_the_backbone_and_keeps_decoded_frames(data, tmp_path):
+    begin = micro_models.classifier("xvit", num_labels=3, image_size=32)
+    begin.save_pretrained(tmp_path / "begin")
+    flags = [
+        "--model_name_or_path",
+        tmp_path / "begin",
+        "--train_dir",
+        data / "train",
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    flags += ["--freeze_backbone", "--cache_frames", tmp_path / "cache", "--max_steps", 1, "--learning_rate", 0.1]
+    flags += ["--dataloader_num_workers", 0, "--report_to", "none", "--use_cpu", "--train_val_split", 0]
+    assert here(finetune_trainer, *flags) == 0
+    assert list((tmp_path / "cache").glob("frames-*"))
+    before, after = weights(tmp_path / "begin"), weights(tmp_path / "out")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

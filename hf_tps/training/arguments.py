@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedModel
 
 from ..video_processing_tps import TPSVideoProcessor
-from .augmentation import CROPS, AugmentationSettings
+from .augmentation import CROPS, AugmentationSettings, ClipAugmentation
 from .class_names import never_flipped
-from .data import BrokenVideos
+from .data import BrokenVideos, ClipReader
+from .frame_cache import FrameCache
 from .hub_datasets import StreamedVideos, read_hub_dataset
 from .optimization import NO_DECAY_RULES
 from .published import short_side
 from .recipes import RECIPES, recipe_named
-from .starting_points import FROM_IMAGE, check_model, load_model, load_processor, parse_overrides
+from .starting_points import FROM_IMAGE, check_model, freeze_backbone, load_model, load_processor, parse_overrides
 from .video_lists import (
     LabelledVideos,
     check_files,
@@ -349,6 +350,24 @@ def augmentation_settings(arguments: argparse.Namespace, class_names: Sequence[s
     )
 
 
+def clip_reader(
+    arguments: argparse.Namespace, class_names: Sequence[str], processor: TPSVideoProcessor, views: dict
+) -> ClipReader:
+    """From a video to pixels: augmented for training as the flags say, seen by these `views` in a test."""
+    settings = augmentation_settings(arguments, class_names)
+    if settings is None:
+        return ClipReader(processor, views=views)
+    crop_size = (processor.crop_size["height"], processor.crop_size["width"])
+    return ClipReader(processor, ClipAugmentation(settings, crop_size, processor.antialias), views)
+
+
+def frame_cache(arguments: argparse.Namespace, videos: LabelledVideos) -> FrameCache | None:
+    """The decoded frames of these videos where `--cache_frames` keeps them, else None."""
+    if arguments.cache_frames is None:
+        return None
+    return FrameCache.of(videos, arguments.cache_frames, arguments.dataloader_num_workers)
+
+
 def check_training_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End with a message for values that no run can use."""
     for name in (
@@ -404,5 +423,7 @@ def build_model(arguments: argparse.Namespace, class_names: Sequence[str]) -> tu
         trust_remote_code=arguments.trust_remote_code,
     )
     check_model(model)
+    if arguments.freeze_backbone:
+        freeze_backbone(model)
     source = arguments.model_name_or_path or arguments.config_name
     return model, load_processor(source, model.config, processor_overrides(arguments))

@@ -65,6 +65,22 @@ def write_confusion_matrix(folder: Path, scores: np.ndarray, labels: np.ndarray,
     return True
 
 
+def write_broken_videos(folder: Path, broken: dict[str, str]) -> None:
+    """`broken_videos.txt`, a line of name and reason for each; nothing where all could be read."""
+    if not broken:
+        return
+    path = folder / "broken_videos.txt"
+    lines = [f"{name}\t{reason}\n" for name, reason in sorted(broken.items())]
+    path.write_text("".join(lines), encoding="utf-8")
+    logger.warning("%d broken videos, listed in %s", len(lines), path)
+
+
+def headline(results: dict) -> str:
+    """The figures of a run that are read first, in one line."""
+    shown = [name for name in ("eval_top1", "eval_top5", "train_loss") if name in results]
+    return ", ".join(f"{name} {results[name]:.4g}" for name in shown)
+
+
 def save_model(folder: Path, model: PreTrainedModel, processor: TPSVideoProcessor) -> None:
     """Weights, config with class names, code and processor; no file is ever half-written under its own name."""
     begun = folder / ".saving"
