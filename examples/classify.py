@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForVideoClassification
+from transformers import AutoModelForVideoClassification, PreTrainedModel
 
 # not the one at the top level of transformers, which is a placeholder wherever torchvision is missing
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
+from transformers.video_processing_utils import VideoProcessorMixin
 
 import hf_tps  # noqa: F401  (registers its models with the Auto classes)
 
@@ -40,8 +41,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 @torch.no_grad()
-def classify(video: str, model, processor, top_k: int, **views) -> tuple[list[tuple[str, float]], torch.Tensor]:
-    """The top classes with their probabilities, and the frames that the model saw: (frames, height, width, 3), 0 to 1."""
+def classify(
+    video: str, model: PreTrainedModel, processor: VideoProcessorMixin, top_k: int, **views: int
+) -> tuple[list[tuple[str, float]], torch.Tensor]:
+    """The top classes with their probabilities, and the frames that the model saw: (frames, height, width, 3)."""
     pixel_values = processor(video, num_frames=model.config.num_frames, return_tensors="pt", **views).pixel_values
     logits = model(pixel_values=pixel_values.to(model.device)).logits[0]
     multi_label = model.config.problem_type == "multi_label_classification"

@@ -3,9 +3,9 @@ The whole story on a small scale, for `make demo`: videos, training, test, answe
 
     python examples/demo.py [VIDEO]
 
-Writes short videos whose classes differ in the order of the frames alone (make_motion_dataset.py), trains a small TPS on
-them from random weights (finetune.py), tests it (evaluate.py), and lets Transformers' pipeline name the motion in videos
-that it has not seen, and in VIDEO, if one is given.
+Writes short videos whose classes differ in the order of the frames alone (make_motion_dataset.py), trains a small TPS
+on them from random weights (finetune.py), tests it (evaluate.py), and lets Transformers' pipeline name the motion in
+videos that it has not seen, and in VIDEO, if one is given.
 """
 
 import argparse

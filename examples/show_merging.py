@@ -4,14 +4,15 @@ Show which parts of a video STTM merges, as a picture (and as a film, if asked f
     python examples/show_merging.py clip.mp4 --model MCG-NJU/videomae-base-finetuned-kinetics --output merging.png
     python examples/show_merging.py clip.mp4 --model sttm-videomae --output merging.png --film merging.mp4
 
-The model is a folder or Hub id of STTM, or of a plain video transformer, which then merges without training. Rows of the
-picture: the frames; after each stage the mean colour of every merged region, outlined; arrows from where a token's first
-members lie to its centroid, for tokens that hold several frames.
+The model is a folder or Hub id of STTM, or of a plain video transformer, which then merges without training. Rows of
+the picture: the frames; after each stage the mean colour of every merged region, outlined; arrows from where a token's
+first members lie to its centroid, for tokens that hold several frames.
 """
 
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def load(name: str, keep_ratio: float | None) -> tuple[STTMModel, TPSVideoProces
 
 @torch.no_grad()
 def merge(video: str, model: STTMModel, processor: TPSVideoProcessor) -> tuple[np.ndarray, tuple[MergeState, ...]]:
-    """The frames that stand for each token over time, (T, height, width, 3) in 0 to 1, and the states before and after merging."""
+    """A frame for each token over time, (T, height, width, 3) in 0 to 1, and the states before and after merging."""
     clip = processor(video, num_clips=1, num_crops=1, return_tensors="pt").pixel_values
     states = model(clip.to(model.device), output_merge_states=True).merge_states
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
@@ -85,7 +86,7 @@ def regions(state: MergeState) -> np.ndarray:
 
 
 def paint(frames: np.ndarray, state: MergeState) -> np.ndarray:
-    """Frames whose merged regions have one colour and an outline; a token that nothing joined stays as it was filmed."""
+    """Frames whose merged regions have one colour and an outline; a token that nothing joined keeps its pixels."""
     numbers = regions(state)
     time, rows, columns = numbers.shape
     patch_height, patch_width = frames.shape[1] // rows, frames.shape[2] // columns
@@ -118,7 +119,7 @@ def tracks(state: MergeState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return anchors[moving], positions[moving], sizes[moving]
 
 
-def plot(frames: np.ndarray, states: tuple[MergeState, ...], title: str, path: Path):
+def plot(frames: np.ndarray, states: tuple[MergeState, ...], title: str, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -161,7 +162,7 @@ def plot(frames: np.ndarray, states: tuple[MergeState, ...], title: str, path: P
     plt.close(figure)
 
 
-def write_film(frames: np.ndarray, states: tuple[MergeState, ...], fps: int, path: Path):
+def write_film(frames: np.ndarray, states: tuple[MergeState, ...], fps: int, path: Path) -> None:
     """The video and each stage side by side, one picture for each token over time."""
     panels = np.concatenate([frames] + [paint(frames, state)[:, : frames.shape[1]] for state in states[1:]], axis=2)
     panels = (panels * 255).round().astype(np.uint8)
@@ -169,7 +170,7 @@ def write_film(frames: np.ndarray, states: tuple[MergeState, ...], fps: int, pat
     save(path, lambda temporary: encode(panels, fps, temporary, path.suffix))
 
 
-def encode(panels: np.ndarray, fps: int, path: Path, suffix: str):
+def encode(panels: np.ndarray, fps: int, path: Path, suffix: str) -> None:
     if suffix == ".gif":
         from PIL import Image
 
@@ -186,7 +187,7 @@ def encode(panels: np.ndarray, fps: int, path: Path, suffix: str):
         container.mux(stream.encode())
 
 
-def save(path: Path, write):
+def save(path: Path, write: Callable[[Path], None]) -> None:
     """Write beside the target and move it there: nothing half-written takes its name."""
     temporary = path.with_name(f".{path.name}.part")
     try:
