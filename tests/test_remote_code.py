@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -127,46 +126,3 @@ def test_only_families_that_read_image_files_carry_the_names_of_their_weights(fa
     carried = {file.name for file in tmp_path.glob("*.py")}
     assert f"modeling_{family}.py" in carried
     assert ("image_weights.py" in carried) == (family in READERS_OF_IMAGE_FILES)
-
-
-def test_every_module_that_a_hub_copy_reaches_is_imported_in_the_one_way_that_is_copied(root):
-    """Transformers copies what `from .name import` at the start of a line names, and nothing else."""
-    import ast
-
-    package = root / "hf_tps"
-    starts = [
-        *package.glob("modeling_*.py"),
-        *package.glob("configuration_*.py"),
-        *package.glob("video_processing_*.py"),
-    ]
-    assert starts
-    seen: set[Path] = set()
-    queue = list(starts)
-    while queue:
-        file = queue.pop()
-        if file in seen:
-            continue
-        seen.add(file)
-        tree = ast.parse(file.read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom):
-                assert node.module != "__future__", f"{file.name}: breaks the Hub copy and the checks of configs"
-                assert node.module is None or node.module.split(".")[0] != "hf_tps", f"{file.name}: imports itself"
-                if node.level:
-                    assert node.level == 1, f"{file.name}:{node.lineno}: relative import of a parent"
-                    assert node.module is not None, f"{file.name}:{node.lineno}: `from . import`"
-                    assert "." not in node.module, f"{file.name}:{node.lineno}: sub-package"
-                    target = package / f"{node.module}.py"
-                    assert target.exists()
-                    queue.append(target)
-            elif isinstance(node, ast.Import):
-                assert all(alias.name.split(".")[0] != "hf_tps" for alias in node.names), f"{file.name}: imports itself"
-    for file in seen:
-        quoted = [
-            line
-            for node in ast.walk(ast.parse(file.read_text()))
-            if isinstance(node, ast.Constant) and isinstance(node.value, str)
-            for line in node.value.splitlines()
-            if line.strip().startswith(("from .", "import ."))
-        ]
-        assert not quoted, f"{file.name}: a line of a string looks like an import to Transformers: {quoted}"
