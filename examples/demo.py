@@ -27,8 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the clone, where
 
 from examples.experiments.make_motion_dataset import CLASSES
 from examples.experiments.motion_experiments import ALLOCATOR, SMALL_TPS, TrainingSettings, training_flags
-from hf_tps import TPSConfig
-from hf_tps.video_reading import read_video
+from hf_tps import TPSConfig, read_video
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "demo_output"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers.dynamic_module_utils import get_relative_import_files
 
+import hf_tps
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "hf_tps"
@@ -199,3 +200,13 @@ def test_every_function_of_the_package_says_its_types():
             if bare:
                 wrong.append(f"{place(file, function)}: {function.name} leaves open: {', '.join(bare)}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_what_the_package_imports_is_public():
+    found = {
+        name: value
+        for name, value in vars(hf_tps).items()
+        if not name.startswith("_") and getattr(value, "__module__", "").startswith("hf_tps.")
+    }
+    assert len(found) > 20
+    assert sorted(hf_tps.__all__) == sorted([*found, "FAMILIES"])
