@@ -42,9 +42,9 @@ def check_sampling_settings(
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
     counts = {"num_frames": num_frames, "frame_interval": frame_interval, "num_clips": num_clips}
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}.")
     if sampling == "uniform" and num_clips > MAX_UNIFORM_CLIPS:
         raise ValueError(
             f"sampling='uniform' has {MAX_UNIFORM_CLIPS} clips (middle, start and end of each segment), got "
