@@ -1,8 +1,8 @@
 """Video transformers at the price of image transformers, native to Hugging Face Transformers.
 
 Importing this package registers its models and its video processor with the Auto classes, and marks them so that a
-saved folder carries their code (for `trust_remote_code=True` where the package is not installed). `FAMILIES` lists them:
-a tuple (configuration, model, classifier) of classes for each family.
+saved folder carries their code (for `trust_remote_code=True` where the package is not installed). `FAMILIES` lists
+them: a tuple (configuration, model, classifier) of classes for each family.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel

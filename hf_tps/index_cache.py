@@ -1,16 +1,15 @@
 """One decorator: index tensors that depend on shapes alone are built once and kept, a bounded number of them."""
 
 import functools
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 import torch
 
-Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def cached_by_shape(build: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def cached_by_shape(build: Callable[..., Result]) -> Callable[..., Result]:
     """Cache what `build` returns by its (hashable) arguments, device included, least recently used out.
 
     Under `torch.compile` and `torch.export` the cache is bypassed: what is built there are symbols of a trace, which
@@ -19,14 +18,14 @@ def cached_by_shape(build: Callable[Arguments, Result]) -> Callable[Arguments, R
     """
 
     @functools.lru_cache(maxsize=256)
-    def cached(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def cached(*args: Hashable) -> Result:
         with torch.inference_mode(False):
-            return build(*args, **kwargs)
+            return build(*args)
 
     @functools.wraps(build)
-    def lookup(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def lookup(*args: Hashable) -> Result:
         if torch.compiler.is_compiling():
-            return build(*args, **kwargs)
-        return cached(*args, **kwargs)
+            return build(*args)
+        return cached(*args)
 
     return lookup
