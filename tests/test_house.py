@@ -1,11 +1,14 @@
 """The rules of the house, read from the source: CONTRIBUTING.md says why each of them is there."""
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+import yaml
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import hf_tps
@@ -217,3 +220,17 @@ def test_what_the_package_imports_is_public():
     }
     assert len(found) > 20
     assert sorted(hf_tps.__all__) == sorted([*found, "FAMILIES"])
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert project["version"] == citation["version"] == hf_tps.__version__
+    assert f"## [{hf_tps.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_papers_to_cite_are_those_that_the_readme_names():
+    references = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["references"]
+    papers = re.findall(r"\| \[[^]]*\]\((https://[^)]*)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(papers) == 4
+    assert [reference["url"] for reference in references] == papers
