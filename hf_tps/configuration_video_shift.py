@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
 """Configuration of VideoShift: an image transformer of Transformers with a temporal shift plugged in."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
@@ -18,18 +20,18 @@ BACKBONE_FIELDS = ("hidden_size", "image_size", "num_channels", "num_hidden_laye
 
 @strict
 class VideoShiftConfig(PreTrainedConfig):
-    r"""
-    Configuration of [`VideoShiftModel`] and [`VideoShiftForVideoClassification`]: an image transformer of Transformers whose
-    layers exchange features between the frames of a clip, as `add_temporal_shift` plugs it in.
+    r"""Configuration of [`VideoShiftModel`] and [`VideoShiftForVideoClassification`]: an image transformer of
+    Transformers whose layers exchange features between the frames of a clip, as `add_temporal_shift` plugs it in.
 
     `hidden_size`, `image_size`, `num_channels`, `num_hidden_layers` and `patch_size` are read from `backbone_config`.
 
     Args:
         backbone_config (`dict` with "model_type" or `PreTrainedConfig`, *optional*):
-            The image transformer: ViT, DeiT, DINOv2 (with or without registers), DINOv3 ViT, Swin or BEiT. None: `ViTConfig()`.
+            The image transformer: ViT, DeiT, DINOv2 (with or without registers), DINOv3 ViT, Swin or BEiT. None:
+            `ViTConfig()`.
         shift (`str`, *optional*, defaults to "patch"):
-            "patch" or "channel" (TPS), "mixing" (XViT), "periodic" or "plain" (LAPS), "token" (TokShift: the class token, so
-            not in Swin). None: frames are read alone and averaged, the control of an experiment.
+            "patch" or "channel" (TPS), "mixing" (XViT), "periodic" or "plain" (LAPS), "token" (TokShift: the class
+            token, so not in Swin). None: frames are read alone and averaged, the control of an experiment.
         num_frames (`int`, defaults to 8):
             Frames of a clip. Another number may be given at loading, since no weight depends on it.
         shift_div (`int`, *optional*), pattern (`str` or matrix of frame offsets, *optional*),
@@ -42,8 +44,8 @@ class VideoShiftConfig(PreTrainedConfig):
             How the views of a 6-D input become one answer: mean of the logits, or of the probabilities.
 
     Raises:
-        ValueError: for a backbone that the plug-in does not know, an unknown shift, settings out of range or meant for another
-            shift. What depends on the layers of the backbone is checked when the model is built.
+        ValueError: for a backbone that the plug-in does not know, an unknown shift, settings out of range or meant for
+            another shift. What depends on the layers of the backbone is checked when the model is built.
 
     Example:
 
@@ -67,7 +69,7 @@ class VideoShiftConfig(PreTrainedConfig):
     classifier_dropout: float | int = 0.0
     view_aggregation: str = "logits"
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         self.check_backbone()  # Transformers would say KeyError
         misplaced = [name for name in BACKBONE_FIELDS if name in kwargs]
         if misplaced:
@@ -82,17 +84,19 @@ class VideoShiftConfig(PreTrainedConfig):
     num_hidden_layers = property(lambda self: self.backbone_config.num_hidden_layers)
     patch_size = property(lambda self: self.backbone_config.patch_size)
 
-    def check_backbone(self):
+    def check_backbone(self) -> None:
+        """Raise a ValueError for a backbone that takes no temporal shift."""
         backbone = self.backbone_config
         if backbone is None:
             return
         model_type = backbone.get("model_type") if isinstance(backbone, dict) else backbone.model_type
         if model_type not in BACKBONES:
             raise ValueError(
-                f"backbone_config has model_type={model_type!r}; a temporal shift can be plugged into {', '.join(BACKBONES)}."
+                f"backbone_config has model_type={model_type!r}; a temporal shift can be plugged into "
+                f"{', '.join(BACKBONES)}."
             )
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Check that the fields fit together; the model calls it too, since fields can be set one by one."""
         self.check_backbone()
         if self.num_frames < 1:

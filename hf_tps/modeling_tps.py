@@ -113,7 +113,7 @@ class TPSAttention(PreparedModule):
         bias = bias[:, None]
         if mask is not None:
             bias = bias + mask[None, :, None].to(bias.dtype)
-        return bias.expand(frames, grid.count[0] * grid.count[1], -1, -1, -1).flatten(0, 1)
+        return bias.expand(frames, grid.num_windows[0] * grid.num_windows[1], -1, -1, -1).flatten(0, 1)
 
     def layout(self, frames: int, height: int, width: int) -> WindowLayout:
         device = self.relative_position_bias_table.device

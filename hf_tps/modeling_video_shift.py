@@ -3,6 +3,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,10 +15,12 @@ from .configuration_video_shift import VideoShiftConfig
 from .modeling_base import PreTrainedModelAroundBackbone, VideoClassificationMixin, check_pixel_values
 from .temporal_shift_plug_in import add_temporal_shift
 
-# The image classifiers of these have no use for the base model's pooler, a dense layer: the class token is their feature.
-# Swin's mean, and the norm of BEiT's mean, belong to the feature; the others give their class token without a pooler.
+# The image classifiers of these have no use for the base model's pooler, a dense layer: the class token is their
+# feature. Swin's mean, and the norm of BEiT's mean, belong to the feature; the others give their class token without a
+# pooler.
 WITHOUT_POOLER = ("vit", "deit")
-# What an image checkpoint may have besides: heads (BEiT's pretraining head has a layernorm ahead of it), poolers, mask tokens
+# What an image checkpoint may have besides: heads (BEiT's pretraining head has a layernorm ahead of it), poolers, mask
+# tokens
 LEFT_OVER = re.compile(r"^(?:\w*classifier|\w*head|decoder|layernorm|pooler)\.|(?:^|\.)mask_token$")
 
 
@@ -36,14 +39,16 @@ class VideoShiftPreTrainedModel(PreTrainedModelAroundBackbone):
     }
 
     @classmethod
-    def load_from_image(cls, name_or_path: str | Path, overrides: dict, loading: dict, hub_kwargs: dict):
+    def load_from_image(
+        cls, name_or_path: str | Path, overrides: dict, loading: dict, hub_kwargs: dict
+    ) -> "VideoShiftPreTrainedModel":
         """From any checkpoint that Transformers itself opens: of the image transformer, or of a model around it."""
         if "backbone_config" in overrides:
             raise ValueError("backbone_config comes from the image checkpoint: do not give it.")
         if Path(name_or_path).is_file():
             raise ValueError(
-                f"{name_or_path} is a single file; this model starts from an image checkpoint of Transformers (a Hub id, or a "
-                "folder with config.json and weights)."
+                f"{name_or_path} is a single file; this model starts from an image checkpoint of Transformers: "
+                "a Hub id, or a folder with config.json and weights."
             )
         image_config = AutoConfig.from_pretrained(name_or_path, **hub_kwargs)
         image_config.num_labels = 2  # Transformers' default, which is not saved: the image model's classes are not ours
@@ -57,17 +62,17 @@ class VideoShiftPreTrainedModel(PreTrainedModelAroundBackbone):
             **hub_kwargs,
         )
         check_loading_report(image_model, report, str(name_or_path))
-        config.backbone_config.name_or_path = ""  # the folder that it came from is no setting of the model
+        config.backbone_config.name_or_path = ""  # a folder of this machine must not be saved with the model
         model = cls._from_config(config, **{"dtype": image_model.dtype, **loading}).eval()
-        # Not through from_pretrained: to the names of today it applies those conversions that are for the names of files.
+        # Not through from_pretrained, which renames keys as if they came from a file of an older version.
         model.base_model.backbone.load_state_dict(image_model.state_dict())
         return model
 
 
-def freeze_mask_token(image_model: nn.Module):
-    """
-    The mask token of DINOv2 and DINOv3 is part of their checkpoints, but only training with masks trains it: a buffer from
-    here on, under the same name (`requires_grad` would be on again after `from_pretrained`).
+def freeze_mask_token(image_model: nn.Module) -> None:
+    """Make the mask token of DINOv2 and DINOv3 a buffer of the same name: no loss of a classifier reaches it.
+
+    It is part of their checkpoints; `requires_grad` would be on again after `from_pretrained`.
     """
     for module in image_model.modules():
         if isinstance(mask_token := getattr(module, "mask_token", None), nn.Parameter):
@@ -75,11 +80,13 @@ def freeze_mask_token(image_model: nn.Module):
             module.mask_token = nn.Buffer(mask_token.detach())
 
 
-def check_loading_report(image_model: nn.Module, report: dict, source: str):
-    """
+def check_loading_report(image_model: nn.Module, report: dict, source: str) -> None:
+    """Refuse a checkpoint that does not fit its image model.
+
     Raises:
-        ValueError: for weights of the image model that the checkpoint lacks, has in another shape, or has too many of. A head, a
-            pooler that is not used and a mask token may be left over; BEiT's pooler may be new, as before any fine-tuning.
+        ValueError: for weights of the image model that the checkpoint lacks, has in another shape, or has too many of.
+            A head, a pooler that is not used and a mask token may be left over; BEiT's pooler may be new, as before any
+            fine-tuning.
     """
     prefix = f"{image_model.base_model_prefix}."
     unexpected = sorted(key for key in report["unexpected_keys"] if not LEFT_OVER.search(key.removeprefix(prefix)))
@@ -87,20 +94,20 @@ def check_loading_report(image_model: nn.Module, report: dict, source: str):
     mismatched = sorted(str(key) for key in report["mismatched_keys"])
     if missing or unexpected or mismatched:
         raise ValueError(
-            f"{source} does not fit {type(image_model).__name__}: missing {missing}, unexpected {unexpected}, other shapes "
-            f"{mismatched}."
+            f"{source} does not fit {type(image_model).__name__}: missing {missing}, unexpected {unexpected}, "
+            f"other shapes {mismatched}."
         )
 
 
 class VideoShiftModel(VideoShiftPreTrainedModel):
-    """
-    The bare image transformer with a temporal shift: features of a clip.
+    """The bare image transformer with a temporal shift: features of a clip.
 
     Args:
         config ([`VideoShiftConfig`])
 
     Raises:
-        ValueError: for layers that the backbone does not have, a shift that would move nothing in it, "token" in a Swin.
+        ValueError: for layers that the backbone does not have, a shift that would move nothing in it, "token" in a
+            Swin.
     """
 
     def __init__(self, config: VideoShiftConfig):
@@ -127,31 +134,32 @@ class VideoShiftModel(VideoShiftPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        r"""
-        Args:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        r"""Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised.
-            kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`, and what
-                the backbone takes besides, such as `interpolate_pos_encoding`.
+            kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`, and
+                what the backbone takes besides, such as `interpolate_pos_encoding`.
 
         Returns:
-            `BaseModelOutputWithPooling`: `last_hidden_state` (batch, num_frames * tokens, hidden_size), the tokens of each
-            frame as the backbone gives them; `pooler_output` (batch, hidden_size), the mean over the frames of the feature
+            `BaseModelOutputWithPooling`: `last_hidden_state` (batch, num_frames * tokens, hidden_size), the tokens of
+                each
+            frame as the backbone gives them; `pooler_output` (batch, hidden_size), the mean over the frames of the
+            feature
             of a frame: the class token after the last norm, in Swin the mean of the patches, in BEiT what its config's
-            `use_mean_pooling` says; `hidden_states` and `attentions` as the backbone gives them for (batch * num_frames)
-            images (ViT: (batch * num_frames, tokens, hidden_size); Swin: one for each stage).
+            `use_mean_pooling` says; `hidden_states` and `attentions` as the backbone gives them for (batch *
+            num_frames) images (ViT: (batch * num_frames, tokens, hidden_size); Swin: one for each stage).
 
         Raises:
-            ValueError: for another rank, number of channels or number of frames, pixels that are not floats, and images that
-                the backbone or the shift cannot take.
+            ValueError: for another rank, number of channels or number of frames, pixels that are not floats, and images
+                that the backbone or the shift cannot take.
         """
         check_pixel_values(pixel_values, self.config.num_channels)
         batch, frames = pixel_values.shape[:2]
         if frames != self.num_frames:
             raise ValueError(
                 f"This model shifts over clips of {self.num_frames} frames; got {frames}, in shape "
-                f"{tuple(pixel_values.shape)}. Sample {self.num_frames} frames (the processor's num_frames), or load the "
-                f"model with from_pretrained(..., num_frames={frames})."
+                f"{tuple(pixel_values.shape)}. Sample {self.num_frames} frames (the processor's num_frames), or load "
+                f"the model with from_pretrained(..., num_frames={frames})."
             )
         kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
         kwargs.setdefault("output_attentions", self.config.output_attentions)
@@ -167,8 +175,7 @@ class VideoShiftModel(VideoShiftPreTrainedModel):
 
 
 class VideoShiftForVideoClassification(VideoClassificationMixin, VideoShiftPreTrainedModel):
-    """
-    An image transformer with a temporal shift and a linear classifier on the mean of the frames' features.
+    """An image transformer with a temporal shift and a linear classifier on the mean of the frames' features.
 
     Args:
         config ([`VideoShiftConfig`])

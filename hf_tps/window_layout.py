@@ -15,9 +15,8 @@ Pattern = tuple[tuple[int, ...], ...]
 
 
 class WindowLayout(NamedTuple):
-    """
-    How the tokens of a clip lie in windows. L = frames * windows * places is the number of tokens in windows, padding
-    included, ordered frame, window, place.
+    """How the tokens of a clip lie in windows. L = frames * windows * places is the number of tokens in windows,
+    padding included, ordered frame, window, place.
     """
 
     gather: torch.Tensor  # (L,) int64: which token of the flat clip (frame, row, column) each place takes
@@ -30,27 +29,26 @@ class WindowGrid(NamedTuple):
 
     window: tuple[int, int]
     shift: tuple[int, int]
-    count: tuple[int, int]
+    num_windows: tuple[int, int]
 
 
 def window_grid(height: int, width: int, window_size: int, shifted: bool) -> WindowGrid:
-    """
-    Windows never reach beyond the map: an axis not longer than `window_size` is one window, not shifted (as in Swin;
+    """Windows never reach beyond the map: an axis not longer than `window_size` is one window, not shifted (as in Swin;
     each axis on its own, as in the released TPS). Longer axes are padded up to a multiple of the window.
     """
-    axes = (height, width)
-    window = tuple(min(window_size, axis) for axis in axes)
-    shift = tuple(window_size // 2 if shifted and axis > window_size else 0 for axis in axes)
-    count = tuple(-(-axis // size) for axis, size in zip(axes, window, strict=True))
-    return WindowGrid(window, shift, count)
+    window = (min(window_size, height), min(window_size, width))
+    shift = (
+        window_size // 2 if shifted and height > window_size else 0,
+        window_size // 2 if shifted and width > window_size else 0,
+    )
+    return WindowGrid(window, shift, (-(-height // window[0]), -(-width // window[1])))
 
 
 @cached_by_shape
 def window_layout(
     frames: int, height: int, width: int, window_size: int, shifted: bool, pattern: Pattern | None, device: torch.device
 ) -> WindowLayout:
-    """
-    The composed permutation of one block.
+    """The composed permutation of one block.
 
     Args:
         frames, height, width: the grid of tokens.
@@ -63,7 +61,7 @@ def window_layout(
     (window_h, window_w), (shift_h, shift_w), (count_h, count_w) = window_grid(height, width, window_size, shifted)
     padded_h, padded_w = count_h * window_h, count_w * window_w
 
-    # (windows down, 1, places down, 1) and so on: broadcast to (windows down, windows across, places down, places across)
+    # Rows and columns broadcast to (windows down, windows across, places down, places across).
     rows = torch.arange(padded_h, device=device).view(count_h, 1, window_h, 1)
     columns = torch.arange(padded_w, device=device).view(1, count_w, 1, window_w)
     source_rows = (rows + shift_h) % padded_h
@@ -105,8 +103,7 @@ def relative_position_index(
     temporal: str | None,
     device: torch.device,
 ) -> torch.Tensor:
-    """
-    Rows of the bias table for each query place and key place of a window.
+    """Rows of the bias table for each query place and key place of a window.
 
     The table has (2 * frames - 1) * (2 * window_size - 1)^2 rows: temporal offset, then vertical, then horizontal. A
     place counts as being in the frame that its patch came from, `(f - offset) % frames` under a patch shift.
@@ -142,8 +139,7 @@ def relative_position_index(
 
 @cached_by_shape
 def temporal_resize_matrix(source: int, target: int, device: torch.device) -> torch.Tensor:
-    """
-    Linear interpolation of the temporal rows of a bias table from `source` to `target` temporal positions.
+    """Linear interpolation of the temporal rows of a bias table from `source` to `target` temporal positions.
 
     Offsets -(source-1)..source-1 are stretched onto -(target-1)..target-1, so that the offset 0 stays where it is and
     the longest offset stays the longest: a clip sampled with fewer or more frames over the same time.
