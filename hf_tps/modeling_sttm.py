@@ -23,7 +23,10 @@ from .token_merging import MergeState
 from .token_merging_plug_in import plug_merging
 
 # Models of this package, by name here: a folder of STTM opens also where nothing is registered with the Auto classes.
-OWN_MODELS = {"xvit": (XViTModel, XViTForVideoClassification), "laps": (LAPSModel, LAPSForVideoClassification)}
+OWN_MODELS: dict[str, tuple[type, type]] = {
+    "xvit": (XViTModel, XViTForVideoClassification),
+    "laps": (LAPSModel, LAPSForVideoClassification),
+}
 
 
 @dataclass

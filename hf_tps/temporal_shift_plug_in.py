@@ -190,10 +190,11 @@ class KeyValueShift(AttentionPlug):
         # frames, and so makes no difference unless a part of a head comes from another frame.
         rotation = None if self.whole_heads else carried.get(ROTATION)
         if rotation is not None:
-            key = rotate_patches(key, *rotation, back=True)
+            cosine, sine = rotation
+            key = rotate_patches(key, cosine, sine, back=True)
         key = self.of_heads(key)
         if rotation is not None:
-            key = rotate_patches(key, *rotation)
+            key = rotate_patches(key, cosine, sine)
         return inputs._replace(key=key, value=self.of_heads(inputs.value))
 
     def of_heads(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ Sizes, positions, similarities and softmaxes are float32 at least, whatever the 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -423,11 +423,11 @@ def global_meta_tokens(
 # --- stages ---
 
 
-def _without_autocast(stage: Callable) -> Callable:
+def _without_autocast(stage: Callable[..., MergeState]) -> Callable[..., MergeState]:
     """Merging counts tokens: run it in the dtypes it chose, also inside an autocast region."""
 
     @functools.wraps(stage)
-    def run(state, *args, **kwargs):
+    def run(state: MergeState, *args: Any, **kwargs: Any) -> MergeState:
         device = state.tokens.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
@@ -468,7 +468,7 @@ def merge_match(
         return state._replace(groups=budget.groups_out)
     features = _similarity_features(state, metric, settings)
     mass = _feature_mass(state, gate)
-    rule = {"top_q": settings.top_q, "temperature": settings.temperature}
+    rule = (settings.top_q, settings.temperature)
 
     if budget.spatial:
         groups = state.groups
@@ -476,7 +476,7 @@ def merge_match(
         order = checkerboard_order(_group(state.positions, groups), grouped_gate)
         receivers, sources = order.tensor_split([order.shape[-1] - order.shape[-1] // 2], dim=-1)
         similarity = _similarity(features, groups, sources, receivers, settings.meta_weight)
-        assignment = assign_most_similar(similarity, sources, receivers, budget.spatial, **rule)
+        assignment = assign_most_similar(similarity, sources, receivers, budget.spatial, *rule)
         features = [_ungroup(aggregate(_group(part, groups), _group(mass, groups), assignment)[0]) for part in features]
         state, mass = _aggregate_state(state, mass, assignment)
 
@@ -487,7 +487,7 @@ def merge_match(
             tokens = tokens.expand(state.tokens.shape[0], state.groups, -1)
             receivers, sources = tokens.chunk(2, dim=-1)
             similarity = _similarity(features, state.groups, sources, receivers, settings.meta_weight)
-            assignment = assign_most_similar(similarity, sources, receivers, budget.temporal, **rule)
+            assignment = assign_most_similar(similarity, sources, receivers, budget.temporal, *rule)
             state, mass = _aggregate_state(state, mass, assignment, keep_anchors=True)
     return state
 
@@ -519,8 +519,9 @@ def merge_tube(
     grouped_gate = None if gate is None else _group(gate, groups).mean(1, keepdim=True)
     order = checkerboard_order(positions, grouped_gate, axes=(1, 2))
     receivers, sources = order.tensor_split([order.shape[-1] - order.shape[-1] // 2], dim=-1)
-    everywhere = [part.expand(-1, groups, -1) for part in (sources, receivers)]
-    similarity = _similarity(features, groups, *everywhere, settings.meta_weight).mean(1, keepdim=True)
+    sources_in_all, receivers_in_all = (part.expand(-1, groups, -1) for part in (sources, receivers))
+    similarity = _similarity(features, groups, sources_in_all, receivers_in_all, settings.meta_weight)
+    similarity = similarity.mean(1, keepdim=True)
     assignment = assign_most_similar(
         similarity, sources, receivers, budget.spatial, settings.top_q, settings.temperature
     )

@@ -137,11 +137,12 @@ class MergeOptions:
             raise ValueError(f"merges_per_stage is for the methods {with_constant_merges}, in place of keep_ratio.")
 
     def merge_settings(self) -> MergeSettings:
+        frames, rows, columns = self.meta_grid
         return MergeSettings(
             self.top_q,
             self.temperature,
             self.meta_weight,
-            tuple(self.meta_grid),
+            (frames, rows, columns),
             self.meta_rounds,
             self.meta_temperature,
         )
@@ -266,7 +267,7 @@ def stages_before(merge_layers: Sequence[int], block: int) -> int:
     return sum(layer <= block for layer in merge_layers)
 
 
-def keep_ratio_for_cut(config, plan: MergePlan, cut: float = DEFAULT_CUT) -> float:
+def keep_ratio_for_cut(config: PreTrainedConfig, plan: MergePlan, cut: float = DEFAULT_CUT) -> float:
     """
     The largest keep ratio, in hundredths, that saves at least the share `cut` of the multiply-accumulates.
 
@@ -401,7 +402,8 @@ class TokenMerging(Plug):
         state = self.run.states[stage]
         if state.sizes.device == device:
             return state
-        return MergeState(*(part.to(device) if isinstance(part, torch.Tensor) else part for part in state))
+        tensors = {name: part.to(device) for name, part in state._asdict().items() if isinstance(part, torch.Tensor)}
+        return state._replace(**tensors)
 
     def has_merged(self, stage: int) -> bool:
         run = self.run
@@ -567,7 +569,7 @@ class TokenMerging(Plug):
         THREAD.recomputed[id(self)] = weakref.ref(run)
 
 
-def signature_of(model_class: type) -> tuple[str, ...]:
+def signature_of(model_class: type[nn.Module]) -> tuple[str, ...]:
     """Names of the arguments of `forward`, without self."""
     return tuple(inspect.signature(model_class.forward).parameters)[1:]
 
@@ -646,7 +648,7 @@ def add_token_merging(model: nn.Module, keep_ratio: float | None = None, **optio
 
 
 # The parameters are the options themselves.
-add_token_merging.__signature__ = inspect.Signature(
+add_token_merging.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
     [
         inspect.Parameter("model", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=nn.Module),
         *(
