@@ -62,7 +62,7 @@ EXAMPLES = [file for file in MODULES if ">>> " in file.read_text(encoding="utf-8
 
 @pytest.fixture
 def reader(tmp_path, monkeypatch) -> Path:
-    """A folder with what the texts name, small: a checkpoint of the Hub is a folder of its name here, and is read as one."""
+    """A folder with what the texts name, small; a checkpoint of the Hub is a folder of its name, and is read as one."""
     monkeypatch.chdir(tmp_path)
     for name in ("clip.mp4", "a.mp4"):
         write_video(Path(name), moving_frames(40))
