@@ -54,35 +54,6 @@ class MLP(nn.Module):
         return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(hidden_states)))))
 
 
-class PreparedModule(nn.Module):
-    """
-    A layer that can keep in `prepared` what it derives from its weights: from `prepare_for_inference()` of the model until
-    it trains, loads weights, or moves to another device or dtype. While gradients are recorded it is left unused.
-    """
-
-    prepared: tuple | None = None
-
-    def prepare(self, height: int, width: int) -> None:
-        """Fill `prepared`, for frames of height x width pixels."""
-        raise NotImplementedError
-
-    def is_prepared(self) -> bool:
-        return self.prepared is not None and not torch.is_grad_enabled()
-
-    def train(self, mode: bool = True):
-        if mode:
-            self.prepared = None
-        return super().train(mode)
-
-    def _load_from_state_dict(self, *args, **kwargs):
-        self.prepared = None
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def _apply(self, *args, **kwargs):
-        self.prepared = None
-        return super()._apply(*args, **kwargs)
-
-
 # Bytes of the widest tensor inside a piece: large enough for full-speed matrix products, small enough for the cache.
 PIECE_BYTES = 2**23
 

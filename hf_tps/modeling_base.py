@@ -14,7 +14,6 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
 from .checkpoint_reading import Checkpoint, read_checkpoint
-from .layers import PreparedModule
 
 
 def check_pixel_values(pixel_values: torch.Tensor, num_channels: int, ranks: tuple[int, ...] = (5,)) -> None:
@@ -100,32 +99,6 @@ class VideoPreTrainedModel(PreTrainedModel):
         if self._auto_class is not None:
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **self._auto_classes}
         return super().save_pretrained(save_directory, **kwargs)
-
-    @torch.no_grad()
-    def prepare_for_inference(self, height: int | None = None, width: int | None = None):
-        """
-        Compute once what evaluation derives from the weights at every call: TPS, the bias and mask of each window;
-        Visformer, its batch norms folded into the convolutions next to them. Outputs stay the same up to rounding.
-
-        It is kept outside of the state dict and used while gradients are off; `train()`, loading weights, and moving to
-        another device or dtype drop it. Weights changed in place by hand need another call.
-
-        Args:
-            height, width: pixels of the frames to come; by default the config's `image_size`. Others work as before.
-
-        Returns:
-            The model.
-
-        Raises:
-            ValueError: if the model is in training mode.
-        """
-        if self.training:
-            raise ValueError("prepare_for_inference() needs a model in evaluation mode: call eval() first.")
-        size = getattr(self.config, "image_size", None)
-        for module in self.modules():
-            if isinstance(module, PreparedModule):
-                module.prepare(height or size, width or size)
-        return self
 
     @classmethod
     def config_and_weights_from_image(cls, checkpoint: Checkpoint, overrides: dict):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -30,7 +29,6 @@ from .image_weights import (
 from .layers import (
     MLP,
     DropPath,
-    PreparedModule,
     clip_by_clip,
     drop_path_rates,
     eager_attention_forward,
@@ -148,10 +146,8 @@ class VisformerConvMLP(nn.Module):
         self.conv3 = nn.Conv2d(2 * channels, channels, 1, bias=False)
         self.activation = ACT2FN[config.hidden_act]
 
-    def forward(self, maps: torch.Tensor, folded: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
-        """`folded`: weight and bias that stand for the norm before and `conv1`, where `maps` is not normalised."""
-        expanded = self.conv1(maps) if folded is None else nn.functional.conv2d(maps, *folded)
-        return self.conv3(self.activation(self.conv2(self.activation(expanded))))
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.conv3(self.activation(self.conv2(self.activation(self.conv1(maps)))))
 
 
 def maps_clip_by_clip(
@@ -170,7 +166,7 @@ def maps_clip_by_clip(
     return clip_by_clip(on_clips, clips).flatten(0, 1).permute(0, 3, 1, 2)
 
 
-class VisformerConvBlock(PreparedModule, GradientCheckpointingLayer):
+class VisformerConvBlock(GradientCheckpointingLayer):
     """A block of the first stage: no attention."""
 
     def __init__(self, config: LAPSConfig, channels: int, drop_path_rate: float):
@@ -179,17 +175,11 @@ class VisformerConvBlock(PreparedModule, GradientCheckpointingLayer):
         self.mlp = VisformerConvMLP(config, channels)
         self.drop_path = DropPath(drop_path_rate)
 
-    def prepare(self, height: int, width: int):
-        norm, weight = self.norm2, self.mlp.conv1.weight
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        bias = weight.flatten(1) @ (norm.bias - norm.running_mean * scale)
-        self.prepared = (weight * scale[:, None, None], bias)
-
     def forward(self, maps: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
         return maps + self.drop_path(maps_clip_by_clip(self.branch, self.norm2, maps, frames))
 
     def branch(self, maps: torch.Tensor) -> torch.Tensor:
-        return self.mlp(maps, self.prepared) if self.is_prepared() else self.mlp(self.norm2(maps))
+        return self.mlp(self.norm2(maps))
 
 
 class VisformerBlock(GradientCheckpointingLayer):
@@ -213,27 +203,7 @@ class VisformerBlock(GradientCheckpointingLayer):
         return maps + self.drop_path(branch.permute(0, 3, 1, 2))
 
 
-class VisformerConvolution(PreparedModule):
-    """A convolution with the norm after it, which folds into it. A subclass says which of its layers they are."""
-
-    def convolution(self) -> nn.Conv2d:
-        raise NotImplementedError
-
-    def prepare(self, height: int, width: int):
-        conv, norm = self.convolution(), self.norm
-        folded = fuse_conv_bn_weights(
-            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-        self.prepared = tuple(parameter.detach() for parameter in folded)
-
-    def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        conv = self.convolution()
-        if self.is_prepared():
-            return nn.functional.conv2d(maps, *self.prepared, conv.stride, conv.padding)
-        return self.norm(conv(maps))
-
-
-class VisformerEmbedding(VisformerConvolution):
+class VisformerEmbedding(nn.Module):
     """Patches of the map before, normalised."""
 
     def __init__(self, config: LAPSConfig, in_channels: int, channels: int, patch_size: int):
@@ -241,8 +211,8 @@ class VisformerEmbedding(VisformerConvolution):
         self.projection = nn.Conv2d(in_channels, channels, patch_size, stride=patch_size)
         self.norm = nn.BatchNorm2d(channels, eps=config.batch_norm_eps)
 
-    def convolution(self) -> nn.Conv2d:
-        return self.projection
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.projection(maps))
 
 
 class VisformerStage(nn.Module):
@@ -276,17 +246,14 @@ class VisformerStage(nn.Module):
         return maps
 
 
-class VisformerStem(VisformerConvolution):
+class VisformerStem(nn.Module):
     def __init__(self, config: LAPSConfig):
         super().__init__()
         self.conv = nn.Conv2d(config.num_channels, config.stem_channels, 7, stride=2, padding=3, bias=False)
         self.norm = nn.BatchNorm2d(config.stem_channels, eps=config.batch_norm_eps)
 
-    def convolution(self) -> nn.Conv2d:
-        return self.conv
-
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return super().forward(pixel_values).relu_()
+        return self.norm(self.conv(pixel_values)).relu_()
 
 
 class LAPSVisformer(nn.Module):

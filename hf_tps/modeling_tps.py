@@ -19,7 +19,6 @@ from .image_weights import SWIN_FREE_FIELDS, check_given_sizes, inflate_swin, sw
 from .layers import (
     MLP,
     DropPath,
-    PreparedModule,
     drop_path_rates,
     eager_attention_forward,
     feed_forward,
@@ -64,7 +63,7 @@ class TPSEmbeddings(nn.Module):
         return self.dropout(self.norm(self.projection(tubelets)))
 
 
-class TPSAttention(PreparedModule):
+class TPSAttention(nn.Module):
     """
     Self-attention inside windows of one frame, over patches (or channels) that come from several frames (TPS section 3).
 
@@ -119,21 +118,11 @@ class TPSAttention(PreparedModule):
         device = self.relative_position_bias_table.device
         return window_layout(frames, height, width, self.config.window_size, self.shifted, self.pattern, device)
 
-    def prepare(self, height: int, width: int):
-        stride = self.config.patch_size * self.qkv.in_features // self.config.embed_dim
-        shape = (self.config.num_temporal_positions, -(-height // stride), -(-width // stride))
-        self.prepared = (shape, self.attention_bias(*shape).contiguous())
-
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, frames, height, width, channels) to the same, and the attention weights if the kernel gives them."""
         batch, frames, height, width, channels = hidden_states.shape
-        shape = (frames, height, width)
-        layout = self.layout(*shape)
-        if self.is_prepared() and self.prepared[0] == shape:
-            bias = self.prepared[1]
-        else:
-            bias = self.attention_bias(*shape)
-
+        layout = self.layout(frames, height, width)
+        bias = self.attention_bias(frames, height, width)
         if self.temporal_shift == "channel":
             hidden_states = channel_shift(hidden_states, self.config.shift_div, self.num_heads)
         tokens = hidden_states.flatten(1, 3)

@@ -129,9 +129,9 @@ def test_convolutions_take_clip_by_clip_unless_their_norm_looks_at_the_batch(pie
     randomise_norms(model)
     frames, seen, convolve = clip.shape[1], [], VisformerConvMLP.forward
 
-    def counting(self, maps, folded=None):
+    def counting(self, maps):
         seen.append(maps.shape[0])
-        return convolve(self, maps, folded)
+        return convolve(self, maps)
 
     monkeypatch.setattr(VisformerConvMLP, "forward", counting)
     with torch.no_grad():
@@ -162,85 +162,6 @@ def randomise_norms(model: torch.nn.Module):
         if isinstance(module, torch.nn.BatchNorm2d):
             for tensor in (module.weight.data, module.bias.data, module.running_mean, module.running_var):
                 tensor.uniform_(0.5, 1.5)
-
-
-def prepared_modules(model: torch.nn.Module) -> list:
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, layers.PreparedModule) and module.prepared is not None
-    ]
-
-
-@pytest.mark.parametrize("family", ["tps", "xvit", "laps", "sttm", "video_shift"])
-def test_a_prepared_model_answers_as_before_and_saves_as_before(family):
-    model = micro_models.classifier(family)
-    randomise_norms(model)
-    clip, names = micro_models.clip(model.config), list(model.state_dict())
-    with torch.no_grad():
-        before = model(clip).logits
-        assert model.prepare_for_inference() is model
-        assert_equal_up_to_rounding(model(clip).logits, before)
-    assert list(model.state_dict()) == names
-    assert bool(prepared_modules(model)) == (family in ("tps", "laps"))
-
-
-@pytest.mark.parametrize("family", ["tps", "laps"])
-def test_what_was_prepared_is_used_without_gradients_only(family):
-    model = micro_models.classifier(family).prepare_for_inference()
-    clip = micro_models.clip(model.config)
-    with torch.no_grad():
-        before = model(clip).logits
-        for module in prepared_modules(model):
-            module.prepared = tuple(part * 2 if isinstance(part, torch.Tensor) else part for part in module.prepared)
-        assert not torch.allclose(model(clip).logits, before)
-    assert_equal_up_to_rounding(model(clip).logits.detach(), before)
-
-
-@pytest.mark.parametrize("family", ["tps", "laps"])
-@pytest.mark.parametrize(
-    "drop",
-    [
-        lambda model: model.train().eval(),
-        lambda model: model.load_state_dict(model.state_dict()),
-        lambda model: model.to(torch.bfloat16),
-    ],
-    ids=["train", "load_state_dict", "to"],
-)
-def test_what_was_prepared_goes_when_weights_may_change(family, drop):
-    model = micro_models.classifier(family).prepare_for_inference()
-    assert prepared_modules(model)
-    drop(model)
-    assert not prepared_modules(model)
-
-
-def test_other_sizes_than_the_prepared_one_work():
-    model = micro_models.classifier("tps")
-    clip = torch.randn(2, 6, 3, 48, 40)
-    with torch.no_grad():
-        before = model(clip).logits
-        assert torch.equal(model.prepare_for_inference()(clip).logits, before)
-        model.prepare_for_inference(48, 40)
-        shapes = {module.prepared[0] for module in prepared_modules(model)}
-        assert shapes == {(3, 12, 10), (3, 6, 5)}
-        torch.testing.assert_close(model(clip).logits, before)
-
-
-@pytest.mark.parametrize("family", ["tps", "laps"])
-def test_a_prepared_model_compiles_as_one_graph(family):
-    torch._dynamo.reset()
-    model = micro_models.classifier(family).prepare_for_inference()
-    clip = micro_models.clip(model.config)
-    with torch.no_grad():
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(clip).logits, model(clip).logits, atol=1e-6, rtol=1e-5)
-        program = torch.export.export(model, (), {"pixel_values": clip})
-        torch.testing.assert_close(program.module()(pixel_values=clip).logits, model(clip).logits)
-
-
-def test_a_model_in_training_is_not_prepared():
-    with pytest.raises(ValueError, match=r"call eval\(\) first"):
-        micro_models.classifier("tps").train().prepare_for_inference()
 
 
 def test_maps_that_need_padding_work_in_pieces(pieces):

@@ -232,8 +232,6 @@ class Runner:
         torch.manual_seed(0)
         model = self.set_up(contender.build()).to(self.device, DTYPES[setting.dtype])
         self.model = model.train(setting.step == "train")
-        if setting.step == "forward" and not arguments.unprepared and hasattr(model, "prepare_for_inference"):
-            model.prepare_for_inference()
         self.clips = contender.input(setting.batch_size, self.device, DTYPES[setting.dtype])
         self.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.call = torch.compile(model, mode=arguments.compile_mode) if setting.compiled else model
@@ -501,7 +499,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--passes", nargs="+", choices=("forward", "train"), default=["forward"])
     parser.add_argument("--compile", choices=("no", "yes", "both"), default="no")
     parser.add_argument("--compile_mode", default="default", help="of torch.compile; reduce-overhead: CUDA graphs")
-    parser.add_argument("--unprepared", action="store_true", help="do not call prepare_for_inference()")
     parser.add_argument("--onnxruntime", action="store_true", help="each model once more in ONNX Runtime")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of the CPU")
