@@ -38,7 +38,7 @@ class LAPSConfig(PreTrainedConfig):
     | Base3D | "joint" | None |
     | TokShift (`backbone="vit"`) | "frame" | "token" |
 
-    What is known of the paper and the released code do not differ, so there is no fork; `LAPSConfig.paper()` is the default.
+    The paper and the released code do not differ in anything known, so there is no `paper()` as the other families have it.
 
     Args:
         backbone ("visformer" or "vit", defaults to "visformer")
@@ -128,11 +128,6 @@ class LAPSConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         # Here rather than left to @strict, which would wrap the ValueError into an error that is none.
         self.validate_architecture()
-
-    @classmethod
-    def paper(cls, **kwargs) -> "LAPSConfig":
-        """The method as the paper describes it: what is known of it is what the release does."""
-        return cls(**kwargs)
 
     @property
     def hidden_size(self) -> int:

@@ -1,7 +1,7 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
 """LAPS: frames attend in distant pairs, then exchange channels of every head (arXiv 2207.05526), on Visformer or ViT."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -368,10 +368,6 @@ class LAPSModel(LAPSPreTrainedModel):
             self.backbone.stem.conv = value
         else:
             self.backbone.embeddings.projection = value
-
-    def batch_norms(self) -> Iterator[nn.BatchNorm2d]:
-        """The norms with running statistics, for a training loop that estimates them anew (precise batch norm)."""
-        return (module for module in self.modules() if isinstance(module, nn.BatchNorm2d))
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
