@@ -208,9 +208,9 @@ class VideoClassificationMixin:
             ValueError: for another rank or number of channels, pixels that are not floats, soft labels of another shape,
                 and what the base model refuses.
         """
-        check_pixel_values(pixel_values, self.config.num_channels, ranks=(5, 6))
         views = 1
-        if pixel_values.ndim == 6:
+        if pixel_values.ndim != 5:  # one clip each, 5-D, is left to the base model's own check
+            check_pixel_values(pixel_values, self.config.num_channels, ranks=(5, 6))
             views = pixel_values.shape[1]
             pixel_values = pixel_values.flatten(0, 1)
         outputs = self.base_model(pixel_values, **kwargs)

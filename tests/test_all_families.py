@@ -1,5 +1,6 @@
 """What every registered model must do, run for each family from one list."""
 
+import importlib
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification, Trainer, TrainingArguments
 
 import hf_tps
+from hf_tps import modeling_base
 from tests import micro_models
 
 FAMILIES = [config.model_type for config, _, _ in hf_tps.FAMILIES]
@@ -215,13 +217,25 @@ def test_config_survives_saving(family, tmp_path):
 
 
 BAD_PIXELS = {
-    "no batch": (lambda clip: clip[0], r"batch, num_frames, channels, height, width"),
+    "no batch": (lambda clip: clip[0], r"\(batch, num_frames, channels, height, width\) or \(batch, views, num_frames"),
     "one axis too many": (lambda clip: clip[None, None], r"got shape \(1, 1, 2"),
     "channels second": (lambda clip: clip.transpose(1, 2), r"3 channels at the third axis"),
+    "views, channels second": (lambda clip: clip[:, None].transpose(2, 3), r"being \(batch, views.* \(2, 1, 3, "),
     "channels last": (lambda clip: clip.movedim(2, -1), r"3 channels at the third axis"),
     "uint8": (lambda clip: clip.to(torch.uint8), r"normalised floats.*torch\.uint8"),
     "empty": (lambda clip: clip[:0], r"empty axis"),
 }
+
+
+@pytest.mark.parametrize("views", [(), (None,)], ids=["clips", "views"])
+def test_clips_are_checked_once_and_views_once_more_before_they_are_folded(family, model, clip, views, monkeypatch):
+    checked = []
+    for module in (modeling_base, importlib.import_module(f"hf_tps.modeling_{family}")):
+        monkeypatch.setattr(
+            module, "check_pixel_values", lambda pixel_values, *_, **__: checked.append(pixel_values.ndim)
+        )
+    logits(model, clip[(slice(None), *views)])
+    assert checked == ([6, 5] if views else [5])
 
 
 @pytest.mark.parametrize("case", BAD_PIXELS)
