@@ -1,11 +1,13 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
 """Small layers that every family uses."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
+
+from .cpu_pieces import in_pieces
 
 
 def pair(size: int | Iterable[int]) -> tuple[int, int]:
@@ -21,12 +23,8 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    @property
-    def drops(self) -> bool:
-        return self.training and self.rate != 0.0
-
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if not self.drops:
+        if not self.training or self.rate == 0.0:
             return hidden_states
         kept = hidden_states.new_empty((hidden_states.shape[0],) + (1,) * (hidden_states.ndim - 1))
         return hidden_states * kept.bernoulli_(1 - self.rate).div_(max(1 - self.rate, 1e-6))
@@ -45,67 +43,20 @@ class MLP(nn.Module):
 
     def __init__(self, channels: int, hidden_channels: int, activation: str, dropout: float = 0.0, bias: bool = True):
         super().__init__()
+        self.hidden_channels = hidden_channels
         self.fc1 = nn.Linear(channels, hidden_channels, bias=bias)
         self.activation = ACT2FN[activation]
         self.dropout = nn.Dropout(dropout)
         self.fc2 = nn.Linear(hidden_channels, channels, bias=bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(hidden_states)))))
+        """(..., channels) to the same."""
+        tokens = hidden_states.flatten(0, -2)
+        return in_pieces(self.forward_tokens, self.hidden_channels, tokens).view(hidden_states.shape)
 
-
-# Bytes of the widest tensor inside a piece: large enough for full-speed matrix products, small enough for the cache.
-PIECE_BYTES = 2**23
-
-
-def in_pieces(function: Callable, row_elements: int, *tensors: torch.Tensor) -> torch.Tensor:
-    """
-    `function(*tensors)` for a function that treats every row (first axis) alone; on a CPU some rows at a time.
-
-    Then the wide tensors inside the function stay in the cache and in memory that the process owns already: one of more
-    than 32 MB is asked from the operating system and given back at every call, which took half of the time of a large MLP.
-
-    Args:
-        function: takes rows of each tensor, returns one tensor with as many rows.
-        row_elements: elements that the widest tensor inside the function has for a row.
-        tensors: the first has all rows; another may have fewer, which are then repeated from its first row on.
-    """
-    rows = tensors[0].shape[0]
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or tensors[0].device.type != "cpu":
-        return function(*(tensor.expand(rows // tensor.shape[0], *tensor.shape).flatten(0, 1) for tensor in tensors))
-    tensors = [tensor.expand(rows, *tensor.shape[1:]) if tensor.shape[0] == 1 else tensor for tensor in tensors]
-    period = min(tensor.shape[0] for tensor in tensors)
-    piece = max(1, PIECE_BYTES // (row_elements * tensors[0].element_size()))
-    lengths = [min(piece, period - start) for start in range(0, period, piece)]
-    if len(lengths) == 1 and period == rows:
-        return function(*tensors)
-    parts = map(
-        function,
-        *(tensor.split(lengths * (tensor.shape[0] // period)) * (rows // tensor.shape[0]) for tensor in tensors),
-    )
-    if torch.is_grad_enabled():
-        return torch.cat(list(parts))
-    output, end = None, 0
-    for part in parts:
-        if output is None:
-            output = part.new_empty(rows, *part.shape[1:])
-        start, end = end, end + part.shape[0]
-        output[start:end] = part
-    return output
-
-
-def clip_by_clip(function: Callable, clips: torch.Tensor) -> torch.Tensor:
-    """`function(clips)` for a function that treats every clip (first axis) alone: on a CPU as fast for many as for one."""
-    return in_pieces(function, 3 * clips[0].numel(), clips)
-
-
-def feed_forward(block: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
-    """The second half of a pre-norm block with `norm2`, `mlp` and `drop_path`: (..., channels) to the same."""
-    tokens, width = hidden_states.flatten(0, -2), block.mlp.fc1.out_features
-    if block.drop_path.drops:  # whole samples, which a piece does not know
-        branch = in_pieces(lambda rows: block.mlp(block.norm2(rows)), width, tokens).view(hidden_states.shape)
-        return hidden_states + block.drop_path(branch)
-    return in_pieces(lambda rows: rows + block.mlp(block.norm2(rows)), width, tokens).view(hidden_states.shape)
+    def forward_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(tokens, channels) to the same."""
+        return self.dropout(self.fc2(self.dropout(self.activation(self.fc1(tokens)))))
 
 
 def eager_attention_forward(

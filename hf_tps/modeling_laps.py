@@ -15,6 +15,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .checkpoint_reading import Checkpoint
 from .configuration_laps import LAPSConfig
+from .cpu_pieces import attend_in_pieces, in_pieces
 from .image_weights import (
     VISFORMER_FREE_FIELDS,
     VIT_FREE_FIELDS,
@@ -26,19 +27,11 @@ from .image_weights import (
     visformer_map_side,
     vit_image_fields,
 )
-from .layers import (
-    MLP,
-    DropPath,
-    clip_by_clip,
-    drop_path_rates,
-    eager_attention_forward,
-    feed_forward,
-    in_pieces,
-)
+from .layers import MLP, DropPath, drop_path_rates, eager_attention_forward
 from .leap_attention import leap_order, leap_pairs
 from .modeling_base import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
 from .temporal_shift import periodic_shift, token_shift
-from .vit_layers import ViTEmbeddings, attend, attend_clip_by_clip
+from .vit_layers import ViTEmbeddings, attend
 
 
 class LAPSAttention(nn.Module):
@@ -63,7 +56,9 @@ class LAPSAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch * frames, tokens, channels) to the same, and the attention weights if the kernel gives them."""
-        return attend_clip_by_clip(self, hidden_states, frames, **kwargs)
+        clips = hidden_states.unflatten(0, (-1, frames))
+        attended, weights = attend_in_pieces(self, self.attend_in_clips, 3 * clips[0].numel(), clips, **kwargs)
+        return attended.flatten(0, 1), weights
 
     def attend_in_clips(self, clips: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, frames, tokens, channels) to the same, and the attention weights if the kernel gives them."""
@@ -110,7 +105,7 @@ class LAPSViTBlock(GradientCheckpointingLayer):
         hidden_states = self.shift_class_token(hidden_states, frames)
         attended, _ = self.attention(self.norm1(hidden_states), frames, **kwargs)
         hidden_states = self.shift_class_token(hidden_states + self.drop_path(attended), frames)
-        return feed_forward(self, hidden_states)
+        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
 
 
 class LAPSViT(nn.Module):
@@ -141,29 +136,23 @@ class VisformerConvMLP(nn.Module):
 
     def __init__(self, config: LAPSConfig, channels: int):
         super().__init__()
+        self.hidden_channels = 2 * channels
         self.conv1 = nn.Conv2d(channels, 2 * channels, 1, bias=False)
         self.conv2 = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=config.conv_groups, bias=False)
         self.conv3 = nn.Conv2d(2 * channels, channels, 1, bias=False)
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
-        return self.conv3(self.activation(self.conv2(self.activation(self.conv1(maps)))))
-
-
-def maps_clip_by_clip(
-    function: Callable[[torch.Tensor], torch.Tensor], norm: nn.BatchNorm2d, maps: torch.Tensor, frames: int
-) -> torch.Tensor:
-    """`clip_by_clip` on maps (batch * frames, channels, rows, columns), unless `norm` looks at all of them together."""
-    if norm.training:
-        return function(maps)
-
-    def on_clips(clips: torch.Tensor) -> torch.Tensor:
+        """(batch * frames, channels, rows, columns) to the same."""
         # pieces are joined as they lie in memory, channels last
-        done = function(clips.flatten(0, 1).permute(0, 3, 1, 2))
-        return done.permute(0, 2, 3, 1).unflatten(0, (-1, frames))
+        row_elements = self.hidden_channels * maps.shape[2] * maps.shape[3]
+        return in_pieces(self.forward_maps, row_elements, maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-    clips = maps.permute(0, 2, 3, 1).unflatten(0, (-1, frames))
-    return clip_by_clip(on_clips, clips).flatten(0, 1).permute(0, 3, 1, 2)
+    def forward_maps(self, maps: torch.Tensor) -> torch.Tensor:
+        """(batch * frames, rows, columns, channels) to the same."""
+        maps = maps.permute(0, 3, 1, 2)
+        maps = self.conv3(self.activation(self.conv2(self.activation(self.conv1(maps)))))
+        return maps.permute(0, 2, 3, 1)
 
 
 class VisformerConvBlock(GradientCheckpointingLayer):
@@ -176,10 +165,7 @@ class VisformerConvBlock(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, maps: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
-        return maps + self.drop_path(maps_clip_by_clip(self.branch, self.norm2, maps, frames))
-
-    def branch(self, maps: torch.Tensor) -> torch.Tensor:
-        return self.mlp(self.norm2(maps))
+        return maps + self.drop_path(self.mlp(self.norm2(maps)))
 
 
 class VisformerBlock(GradientCheckpointingLayer):
@@ -198,9 +184,8 @@ class VisformerBlock(GradientCheckpointingLayer):
         tokens = self.norm1(maps).permute(0, 2, 3, 1).flatten(1, 2)
         attended, _ = self.attention(tokens, frames, **kwargs)
         maps = maps + self.drop_path(attended.unflatten(1, maps.shape[2:]).permute(0, 3, 1, 2))
-        tokens = self.norm2(maps).permute(0, 2, 3, 1)
-        branch = in_pieces(self.mlp, self.mlp.fc1.out_features, tokens.flatten(0, 2)).view(tokens.shape)
-        return maps + self.drop_path(branch.permute(0, 3, 1, 2))
+        branch = self.mlp(self.norm2(maps).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return maps + self.drop_path(branch)
 
 
 class VisformerEmbedding(nn.Module):

@@ -15,15 +15,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_reading import Checkpoint
 from .configuration_tps import TPSConfig
+from .cpu_pieces import attend_in_pieces
 from .image_weights import SWIN_FREE_FIELDS, check_given_sizes, inflate_swin, swin_image_fields
-from .layers import (
-    MLP,
-    DropPath,
-    drop_path_rates,
-    eager_attention_forward,
-    feed_forward,
-    in_pieces,
-)
+from .layers import MLP, DropPath, drop_path_rates, eager_attention_forward
 from .modeling_base import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
 from .temporal_shift import channel_shift, resolve_patch_shift_pattern
 from .window_layout import WindowLayout, relative_position_index, temporal_resize_matrix, window_grid, window_layout
@@ -130,12 +124,7 @@ class TPSAttention(nn.Module):
             tokens = nn.functional.pad(tokens, (0, 0, 0, 1))  # the token of zeros that the padding takes
         places = bias.shape[-1]
         windows = tokens.index_select(1, layout.gather).view(-1, places, channels)
-        if self.config._attn_implementation == "sdpa":  # it gives no weights, which pieces would tear apart
-            weights = None
-            attended = in_pieces(lambda *rows: self.attend(*rows, **kwargs)[0], 3 * places * channels, windows, bias)
-        else:
-            bias = bias if bias.shape[0] == 1 else bias.repeat(batch, 1, 1, 1)
-            attended, weights = self.attend(windows, bias, **kwargs)
+        attended, weights = attend_in_pieces(self, self.attend, 3 * places * channels, windows, bias, **kwargs)
         attended = attended.view(batch, -1, channels).index_select(1, layout.restore)
         return attended.view(batch, frames, height, width, channels), weights
 
@@ -181,7 +170,7 @@ class TPSBlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         attended, _ = self.attention(self.norm1(hidden_states), **kwargs)
         hidden_states = hidden_states + self.drop_path(attended)
-        return feed_forward(self, hidden_states)
+        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
 
 
 class TPSPatchMerging(nn.Module):

@@ -15,16 +15,17 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_reading import Checkpoint
 from .configuration_xvit import XViTConfig
+from .cpu_pieces import attend_in_pieces
 from .image_weights import (
     VIT_FREE_FIELDS,
     check_given_sizes,
     resize_vit_positions,
     vit_image_fields,
 )
-from .layers import MLP, DropPath, drop_path_rates, eager_attention_forward, feed_forward
+from .layers import MLP, DropPath, drop_path_rates, eager_attention_forward
 from .modeling_base import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
 from .temporal_shift import mixing_shift
-from .vit_layers import ViTEmbeddings, attend, attend_clip_by_clip
+from .vit_layers import ViTEmbeddings, attend
 
 
 class XViTSelfAttention(nn.Module):
@@ -61,7 +62,9 @@ class XViTMixingAttention(XViTSelfAttention):
 
     def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch * frames, tokens, channels) to the same, and the attention weights if the kernel gives them."""
-        return attend_clip_by_clip(self, hidden_states, frames, **kwargs)
+        clips = hidden_states.unflatten(0, (-1, frames))
+        attended, weights = attend_in_pieces(self, self.attend_in_clips, 3 * clips[0].numel(), clips, **kwargs)
+        return attended.flatten(0, 1), weights
 
     def attend_in_clips(self, clips: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, frames, tokens, channels) to the same, and the attention weights if the kernel gives them."""
@@ -95,7 +98,7 @@ class XViTBlock(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
         attended, _ = self.attention(self.norm1(hidden_states), frames, **kwargs)
         hidden_states = hidden_states + self.drop_path(attended)
-        return feed_forward(self, hidden_states)
+        return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
 
 
 class XViTTemporalLayer(nn.Module):

@@ -1,12 +1,11 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
 """Parts of a vision transformer that XViT and LAPS share: frames to tokens, attention over given groups of tokens."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import nn
-
-from .layers import clip_by_clip
 
 
 def resize_positions(positions: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -19,7 +18,7 @@ def resize_positions(positions: torch.Tensor, rows: int, columns: int) -> torch.
     Returns:
         (1, rows * columns, channels).
     """
-    side = round(positions.shape[1] ** 0.5)
+    side = math.isqrt(positions.shape[1])
     if (rows, columns) == (side, side):
         return positions
     grid = positions.reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
@@ -91,26 +90,3 @@ def attend(
         **kwargs,
     )
     return attended.flatten(-2), weights
-
-
-def attend_clip_by_clip(
-    attention: nn.Module, hidden_states: torch.Tensor, frames: int, **kwargs
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """
-    The forward pass of an attention with `qkv` and `attend_in_clips`, which takes (batch, frames, tokens, channels).
-
-    On a CPU it sees one clip after the other, unless its weights are wanted, which sdpa does not give, or somebody listens to
-    its queries, keys and values.
-
-    Args:
-        hidden_states: (batch * frames, tokens, channels).
-
-    Returns:
-        The same shape, and the weights if the kernel gives them.
-    """
-    clips = hidden_states.unflatten(0, (-1, frames))
-    if attention.config._attn_implementation == "sdpa" and not attention.qkv._forward_hooks:
-        attended, weights = clip_by_clip(lambda some: attention.attend_in_clips(some, **kwargs)[0], clips), None
-    else:
-        attended, weights = attention.attend_in_clips(clips, **kwargs)
-    return attended.flatten(0, 1), weights

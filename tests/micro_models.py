@@ -69,6 +69,14 @@ SETTINGS = {
     },
 }
 
+# On top of the settings of "laps", whose network is a Visformer: its other one
+LAPS_VIT = {
+    "backbone": "vit",
+    "patch_size": 8,
+    "depths": (4,),
+    "leap_levels": (1, 2, 3, None),
+}
+
 
 def config(model_type: str, **overrides):
     config_class = next(config for config, _, _ in hf_tps.FAMILIES if config.model_type == model_type)

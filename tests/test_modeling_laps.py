@@ -8,16 +8,7 @@ from tests import micro_models
 
 BASE2D = {"attention_scope": "frame", "shift": None}
 BASE3D = {"attention_scope": "joint", "shift": None}
-VIT = {
-    "backbone": "vit",
-    "image_size": 32,
-    "patch_size": 8,
-    "embed_dim": 16,
-    "depths": (4,),
-    "num_heads": 2,
-    "leap_levels": (1, 2, 3, None),
-    "initializer_range": 0.2,
-}
+VIT = micro_models.LAPS_VIT
 
 
 def on_meta(**settings) -> LAPSForVideoClassification:
