@@ -257,7 +257,7 @@ class LAPSVisformer(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, frames: int, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens (batch * frames, rows * columns, channels), and the feature of each frame: their mean."""
-        pixel_values = pixel_values.to(self.stem.conv.weight.dtype)
+        pixel_values = pixel_values.to(self.stem.norm.weight.dtype)  # that of a quantised convolution is int8
         maps = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
         for stage in self.stages:
             maps = stage(maps, frames, **kwargs)

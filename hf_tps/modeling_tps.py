@@ -49,7 +49,7 @@ class TPSEmbeddings(nn.Module):
         padding = (0, -width % patch, 0, -height % patch, 0, 0, 0, -frames % tubelet)
         if any(padding):
             pixel_values = nn.functional.pad(pixel_values, padding)
-        pixel_values = pixel_values.to(self.projection.weight.dtype)
+        pixel_values = pixel_values.to(self.norm.weight.dtype)  # that of a quantised projection is int8
         tubelets = (
             pixel_values.unflatten(1, (-1, tubelet)).unflatten(-2, (-1, patch)).unflatten(-1, (-1, patch))
         )  # batch, frame, in tubelet, channel, row, in patch, column, in patch

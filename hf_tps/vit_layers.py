@@ -50,7 +50,7 @@ class ViTEmbeddings(nn.Module):
             raise ValueError(
                 f"Height and width must be multiples of the patch of {patch} pixels; got {height} x {width}."
             )
-        pixel_values = pixel_values.to(self.projection.weight.dtype)
+        pixel_values = pixel_values.to(self.class_token.dtype)  # that of a quantised projection is int8
         patches = pixel_values.unflatten(-2, (-1, patch)).unflatten(-1, (-1, patch))
         tokens = self.projection(patches.permute(0, 2, 4, 1, 3, 5).flatten(-3).flatten(1, 2))
         tokens = torch.cat((self.class_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)
