@@ -103,8 +103,8 @@ class LAPSViTBlock(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
         hidden_states = self.shift_class_token(hidden_states, frames)
-        attended, _ = self.attention(self.norm1(hidden_states), frames, **kwargs)
-        hidden_states = self.shift_class_token(hidden_states + self.drop_path(attended), frames)
+        hidden_states = hidden_states + self.drop_path(self.attention(self.norm1(hidden_states), frames, **kwargs)[0])
+        hidden_states = self.shift_class_token(hidden_states, frames)
         return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
 
 
@@ -181,11 +181,13 @@ class VisformerBlock(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, maps: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
-        tokens = self.norm1(maps).permute(0, 2, 3, 1).flatten(1, 2)
-        attended, _ = self.attention(tokens, frames, **kwargs)
-        maps = maps + self.drop_path(attended.unflatten(1, maps.shape[2:]).permute(0, 3, 1, 2))
-        branch = self.mlp(self.norm2(maps).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return maps + self.drop_path(branch)
+        maps = maps + self.drop_path(self.attend(self.norm1(maps), frames, **kwargs))
+        return maps + self.drop_path(self.mlp(self.norm2(maps).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+    def attend(self, maps: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
+        """The attention, on maps (batch * frames, channels, rows, columns)."""
+        attended, _ = self.attention(maps.permute(0, 2, 3, 1).flatten(1, 2), frames, **kwargs)
+        return attended.unflatten(1, maps.shape[2:]).permute(0, 3, 1, 2)
 
 
 class VisformerEmbedding(nn.Module):

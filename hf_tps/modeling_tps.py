@@ -117,16 +117,21 @@ class TPSAttention(nn.Module):
         batch, frames, height, width, channels = hidden_states.shape
         layout = self.layout(frames, height, width)
         bias = self.attention_bias(frames, height, width)
+        places = bias.shape[-1]
+        attended, weights = attend_in_pieces(
+            self, self.attend, 3 * places * channels, self.to_windows(hidden_states, layout, places), bias, **kwargs
+        )
+        attended = attended.view(batch, -1, channels).index_select(1, layout.restore)
+        return attended.view(batch, frames, height, width, channels), weights
+
+    def to_windows(self, hidden_states: torch.Tensor, layout: WindowLayout, places: int) -> torch.Tensor:
+        """(batch, frames, height, width, channels) to (batch * frames * windows, places, channels)."""
         if self.temporal_shift == "channel":
             hidden_states = channel_shift(hidden_states, self.config.shift_div, self.num_heads)
         tokens = hidden_states.flatten(1, 3)
         if layout.gather.shape[0] != tokens.shape[1]:
             tokens = nn.functional.pad(tokens, (0, 0, 0, 1))  # the token of zeros that the padding takes
-        places = bias.shape[-1]
-        windows = tokens.index_select(1, layout.gather).view(-1, places, channels)
-        attended, weights = attend_in_pieces(self, self.attend, 3 * places * channels, windows, bias, **kwargs)
-        attended = attended.view(batch, -1, channels).index_select(1, layout.restore)
-        return attended.view(batch, frames, height, width, channels), weights
+        return tokens.index_select(1, layout.gather).view(-1, places, tokens.shape[-1])
 
     def attend(self, windows: torch.Tensor, bias: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Windows (windows, places, channels) to the same, and the attention weights if the kernel gives them."""
@@ -168,8 +173,7 @@ class TPSBlock(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        attended, _ = self.attention(self.norm1(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.drop_path(attended)
+        hidden_states = hidden_states + self.drop_path(self.attention(self.norm1(hidden_states), **kwargs)[0])
         return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
 
 

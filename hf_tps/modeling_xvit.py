@@ -96,8 +96,7 @@ class XViTBlock(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
-        attended, _ = self.attention(self.norm1(hidden_states), frames, **kwargs)
-        hidden_states = hidden_states + self.drop_path(attended)
+        hidden_states = hidden_states + self.drop_path(self.attention(self.norm1(hidden_states), frames, **kwargs)[0])
         return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
 
 
