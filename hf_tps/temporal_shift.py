@@ -127,13 +127,15 @@ def neighbour_shift(hidden_states: torch.Tensor, fold: int, window: int = 1) -> 
     # split, not slices: their gradients would each be a full tensor of zeros to add
     *groups, kept = hidden_states.split([share] * len(offsets) + [channels - share * len(offsets)], dim=-1)
     other_axes = (0, 0) * (hidden_states.ndim - 2)
-    for index, offset in enumerate(offsets):
+
+    def from_frame(group: torch.Tensor, offset: int) -> torch.Tensor:
         missing = min(abs(offset), frames)
         if offset > 0:
-            groups[index] = nn.functional.pad(groups[index][:, offset:], (*other_axes, 0, missing))
-        else:
-            groups[index] = nn.functional.pad(groups[index][:, :offset], (*other_axes, missing, 0))
-    return torch.cat((*groups, kept), dim=-1)
+            return nn.functional.pad(group[:, offset:], (*other_axes, 0, missing))
+        return nn.functional.pad(group[:, :offset], (*other_axes, missing, 0))
+
+    moved = [from_frame(group, offset) for group, offset in zip(groups, offsets, strict=True)]
+    return torch.cat((*moved, kept), dim=-1)
 
 
 def mixing_shift(
