@@ -1,6 +1,7 @@
 """Shared set-up. The guard must run before the first import of transformers."""
 
 import os
+import random
 import sys
 
 try:
@@ -15,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pathlib import Path  # noqa: E402
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -23,6 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def _seeded():
+    random.seed(0)
+    np.random.seed(0)
     torch.manual_seed(0)
 
 

@@ -36,7 +36,7 @@ SETTINGS = {
         "stem_channels": 4,
         "conv_groups": 2,
         "leap_levels": ((1, 3), (2, None)),
-        "initializer_range": 0.2,
+        "initializer_range": 0.13,
     },
     "sttm": {
         "backbone_config": {

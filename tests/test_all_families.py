@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForVideoClassification,
 import hf_tps
 from hf_tps import modeling_base
 from tests import micro_models
+from tests.comparison import assert_close_to_spread, assert_gradients_close
 
 FAMILIES = [config.model_type for config, _, _ in hf_tps.FAMILIES]
 
@@ -55,14 +56,14 @@ def test_eager_and_sdpa_agree_and_eager_gives_attentions(model, clip):
     fast = logits(model, clip)
     model.set_attn_implementation("eager")
     outputs = model(clip, output_attentions=True)
-    torch.testing.assert_close(outputs.logits, fast, atol=1e-6, rtol=2e-5)
+    assert_close_to_spread(outputs.logits, fast)
     assert len(outputs.attentions) > 0
     for weights in outputs.attentions:
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
 
 
 def test_the_order_of_a_batch_does_not_matter(model, clip):
-    torch.testing.assert_close(logits(model, clip.flip(0)), logits(model, clip).flip(0), atol=1e-6, rtol=0)
+    assert_close_to_spread(logits(model, clip.flip(0)), logits(model, clip).flip(0))
 
 
 def test_time_is_seen(model, clip):
@@ -75,13 +76,13 @@ def test_views_are_averaged_as_probabilities_or_logits(family):
     single = torch.stack([logits(model, views[:, view]) for view in range(3)], dim=1)
     torch.testing.assert_close(logits(model, views).softmax(-1), single.softmax(-1).mean(1))
     model.config.view_aggregation = "logits"
-    torch.testing.assert_close(logits(model, views), single.mean(1))
+    assert_close_to_spread(logits(model, views), single.mean(1))
     model.config.problem_type = "multi_label_classification"
     torch.testing.assert_close(logits(model, views).sigmoid(), single.sigmoid().mean(1))
 
 
 def test_one_view_gives_the_logits_of_the_clip(model, clip):
-    torch.testing.assert_close(logits(model, clip[:, None]), logits(model, clip))
+    assert_close_to_spread(logits(model, clip[:, None]), logits(model, clip))
 
 
 @pytest.mark.parametrize(
@@ -130,8 +131,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(model, clip):
         model.zero_grad()
         model(clip, labels=labels).loss.backward()
         gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient)
+    assert_gradients_close(gradients[1], gradients[0])
 
 
 def test_bfloat16_stays_close(model, clip):
@@ -144,7 +144,7 @@ def test_bfloat16_stays_close(model, clip):
 def test_compiles_as_one_graph(model, clip):
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(logits(compiled, clip), logits(model, clip), atol=1e-6, rtol=0)
+    assert_close_to_spread(logits(compiled, clip), logits(model, clip))
 
 
 def test_exports_with_any_batch_size_and_leaves_the_model_as_it_was(model, clip):
@@ -153,7 +153,7 @@ def test_exports_with_any_batch_size_and_leaves_the_model_as_it_was(model, clip)
     program = torch.export.export(model, (), {"pixel_values": clip}, dynamic_shapes={"pixel_values": {0: batch}})
     bigger = torch.cat((clip, clip.flip(0), clip))
     exported = program.module()(pixel_values=bigger).logits
-    torch.testing.assert_close(exported, logits(model, bigger), atol=1e-6, rtol=0)
+    assert_close_to_spread(exported, logits(model, bigger))
     assert torch.equal(logits(model, clip), before)
 
 
@@ -169,11 +169,11 @@ def test_saved_model_loads_through_the_auto_classes(model, clip, tmp_path):
     assert type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
     loaded, report = AutoModelForVideoClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values())
-    assert torch.equal(logits(loaded, clip), logits(model, clip))
+    assert_close_to_spread(logits(loaded, clip), logits(model, clip))
     base, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"]
     with torch.no_grad():
-        assert torch.equal(base(clip).pooler_output, model.base_model(clip).pooler_output)
+        assert_close_to_spread(base(clip).pooler_output, model.base_model(clip).pooler_output)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForVideoClassification"}
 
@@ -196,7 +196,8 @@ def test_a_new_number_of_classes_needs_ignore_mismatched_sizes(model, clip, tmp_
 def test_loads_with_device_map_auto(model, clip, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path, device_map="auto")
-    torch.testing.assert_close(logits(loaded, clip.to(loaded.device)).cpu(), logits(model, clip), atol=1e-5, rtol=1e-5)
+    # perhaps on an accelerator, whose convolutions round more
+    assert_close_to_spread(logits(loaded, clip.to(loaded.device)).cpu(), logits(model, clip), share=2e-4)
 
 
 def test_weights_are_initialised_when_loading_finds_none(family):

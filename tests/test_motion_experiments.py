@@ -28,6 +28,7 @@ from examples.experiments.make_motion_dataset import (
 from hf_tps import TPSVideoProcessor
 from hf_tps.frame_sampling import sample_frame_indices
 from hf_tps.video_processing_tps import SAMPLING_SETTINGS
+from tests.comparison import assert_close_to_spread
 
 CLASSIFIERS = {config.model_type: classifier for config, _, classifier in hf_tps.FAMILIES}
 
@@ -35,6 +36,7 @@ CLASSIFIERS = {config.model_type: classifier for config, _, classifier in hf_tps
 @pytest.fixture(scope="module")
 def image_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("image")
+    torch.manual_seed(0)  # made before the seed of the first test is set
     ViTForImageClassification(ViTConfig(**evidence.IMAGE_MODEL)).save_pretrained(folder)
     return folder
 
@@ -166,7 +168,7 @@ def test_the_vivit_start_embeds_one_frame_of_each_tubelet_as_the_image_model_doe
     clip = torch.randn(1, 4, 3, 32, 32)
     with torch.no_grad():
         patches = video.embeddings.patch_embeddings(clip).unflatten(1, (2, 64))[0]
-        torch.testing.assert_close(patches, image.embeddings.patch_embeddings(clip[0, ::2]))
+        assert_close_to_spread(patches, image.embeddings.patch_embeddings(clip[0, ::2]))
         answers = [video(pixel_values=frames).last_hidden_state[:, 0] for frames in (clip, clip.flip(1))]
     assert (answers[0] - answers[1]).abs().max() > 1e-3, "the order of the frames means nothing"
 
