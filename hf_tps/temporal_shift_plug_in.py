@@ -23,6 +23,7 @@ they were told when they were added, and a call with images that it does not fit
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -236,7 +237,8 @@ def shift_class_token_in_place(move: Move, module: nn.Module, args: tuple) -> No
     class_token.copy_(move(class_token))
 
 
-class ClipCheck(NamedTuple):
+@dataclass(frozen=True)
+class ClipCheck:
     """Forward pre-hook of the base model: refuses what the other hooks would tear apart."""
 
     num_frames: int

@@ -431,7 +431,7 @@ class TokenMerging(Plug):
         if not THREAD.calls or THREAD.calls[-1].merging is not self:
             THREAD.calls.append(Call(self, of_base=True))
         names = list(signature_of(type(module)))
-        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        arguments = {**dict(zip(names[: len(args)], args, strict=True)), **kwargs}
         clip = arguments.get(module.main_input_name)
         if clip is None:
             return  # the model refuses that itself
