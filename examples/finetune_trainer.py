@@ -2,7 +2,8 @@
 Fine-tune a video classifier with Transformers' Trainer: the short form of finetune.py, for those who use Trainer.
 
     python examples/finetune_trainer.py --model_name_or_path microsoft/swin-tiny-patch4-window7-224 --from_image tps \
-        --train_dir videos/train --validation_dir videos/val --output_dir my-model --num_train_epochs 10 --logging_steps 5
+        --train_dir videos/train --validation_dir videos/val --output_dir my-model --num_train_epochs 10 \
+        --logging_steps 5
 
 Takes all flags of TrainingArguments, and finetune.py's flags for data, model, clips and augmentation. Recipes, rates by
 layer, streams, and runs that continue bit for bit whatever the number of workers are in finetune.py.

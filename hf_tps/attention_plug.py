@@ -1,8 +1,11 @@
-"""A plug's hold on the attention of a live model: the attention interface of Transformers, where queries, keys and values
-pass on their way in and the attended values on their way out, whatever layers they come from.
+"""A plug's hold on the attention of a live model: the attention interface of Transformers.
 
-An attention module looks up its kernel by the name in its config. A plugged one has an overlay over its config, which names
-the function below; it calls the kernel that the config itself names, so that kernels can be changed while a plug is in.
+Queries, keys and values pass there on their way in and the attended values on their way out, whatever layers they come
+from.
+
+An attention module looks up its kernel by the name in its config. A plugged one has an overlay over its config, which
+names the function below; it calls the kernel that the config itself names, so that kernels can be changed while a plug
+is in.
 """
 
 import sys

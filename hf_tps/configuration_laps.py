@@ -21,12 +21,12 @@ _DEFAULTS = {
 @strict
 class LAPSConfig(PreTrainedConfig):
     r"""
-    Configuration of [`LAPSModel`] and [`LAPSForVideoClassification`] (Zhang et al., "Long-term Leap Attention, Short-term
-    Periodic Shift for Video Classification", ACM MM 2022, arXiv 2207.05526), and of the other networks of its release, TokShift among them
-    (ACM MM 2021, arXiv 2108.02432).
+    Configuration of [`LAPSModel`] and [`LAPSForVideoClassification`] (Zhang et al., "Long-term Leap Attention,
+    Short-term Periodic Shift for Video Classification", ACM MM 2022, arXiv 2207.05526), and of the other networks of
+    its release, TokShift among them (ACM MM 2021, arXiv 2108.02432).
 
-    The defaults are Visformer-S with 8 frames of 224 x 224; `LAPSConfig(backbone="vit")` is ViT-B/16. The networks of the
-    release's model zoo:
+    The defaults are Visformer-S with 8 frames of 224 x 224; `LAPSConfig(backbone="vit")` is ViT-B/16. The networks of
+    the release's model zoo:
 
     | network | `attention_scope` | `shift` |
     |---|---|---|
@@ -38,7 +38,8 @@ class LAPSConfig(PreTrainedConfig):
     | Base3D | "joint" | None |
     | TokShift (`backbone="vit"`) | "frame" | "token" |
 
-    The paper and the released code do not differ in anything known, so there is no `paper()` as the other families have it.
+    The paper and the released code do not differ in anything known, so there is no `paper()` as the other families have
+    it.
 
     Args:
         backbone ("visformer" or "vit", defaults to "visformer")
@@ -48,7 +49,8 @@ class LAPSConfig(PreTrainedConfig):
             Frames that the processor and the pipeline give. The model reads any number that its leap levels can pair.
         num_channels (`int`, defaults to 3)
         embed_dim (`int`, *optional*):
-            ViT: channels (768). Visformer: channels of the second stage (384); the first has half, the third twice as many.
+            ViT: channels (768). Visformer: channels of the second stage (384); the first has half, the third twice as
+                many.
         depths (`tuple`, *optional*):
             Blocks of each stage: (7, 4, 4), or one number for a ViT, (12,).
         num_heads (`int`, *optional*):
@@ -57,7 +59,8 @@ class LAPSConfig(PreTrainedConfig):
         stem_channels (`int`, defaults to 32), conv_groups (`int`, defaults to 8):
             Visformer: channels of the stem, groups of the 3 x 3 convolutions of its first stage.
         batch_norm_eps (`float`, defaults to 1e-5): Visformer's norms.
-        patch_size (`int`, defaults to 16), qkv_bias (`bool`, defaults to True), layer_norm_eps (`float`, defaults to 1e-6):
+        patch_size (`int`, defaults to 16), qkv_bias (`bool`, defaults to True), layer_norm_eps (`float`, defaults to
+        1e-6):
             ViT. (Visformer's attention has no bias.)
         hidden_dropout_prob, attention_probs_dropout_prob, drop_path_rate, classifier_dropout (`float`, default to 0.0)
         initializer_range (`float`, defaults to 0.02)
@@ -65,8 +68,9 @@ class LAPSConfig(PreTrainedConfig):
             Which tokens attend to each other: those of two frames a leap apart, of one frame, or of the whole clip.
         leap_levels (`tuple`, *optional*):
             Level of each block: frames `num_frames // 2**level` apart are paired; None is attention inside each frame.
-            Visformer: a tuple for the second and one for the third stage, ((1, 2, 3, 1), (2, 3, 1, 2)). ViT: one tuple, (1,
-            2, 3, 1). Each is cycled over the blocks. In a clip with an odd number of frames the last frame attends alone.
+            Visformer: a tuple for the second and one for the third stage, ((1, 2, 3, 1), (2, 3, 1, 2)). ViT: one tuple,
+            (1, 2, 3, 1). Each is cycled over the blocks. In a clip with an odd number of frames the last frame attends
+            alone.
         shift ("periodic", "plain", "token" or None, defaults to "periodic"):
             What moves between frames: a share of the channels of every head after the attention, the same share of all
             channels, or channels of the class token before attention and MLP (ViT). Zeros come in at the ends.
@@ -140,7 +144,7 @@ class LAPSConfig(PreTrainedConfig):
         return len(self.depths) if self.backbone == "visformer" else self.depths[0]
 
     def level_of_block(self, stage: int, block: int) -> int | None:
-        """The leap level of a block (of Visformer's stages 1 and 2, counted from 0; ViT: stage 0), None for one frame."""
+        """Leap level of a block (of Visformer's stages 1 and 2, counted from 0; ViT: stage 0), None for one frame."""
         if self.attention_scope != "leap":
             return None
         levels = self.leap_levels[stage - 1] if self.backbone == "visformer" else self.leap_levels
@@ -198,7 +202,8 @@ class LAPSConfig(PreTrainedConfig):
         nested = [isinstance(entry, list | tuple) for entry in self.leap_levels]
         if self.backbone == "visformer" and (len(nested) != 2 or not all(nested) or not all(self.leap_levels)):
             raise ValueError(
-                "leap_levels of a visformer has one tuple for the second and one for the third stage, such as ((1, 2, 3, 1), "
+                "leap_levels of a visformer has one tuple for the second and one for the third stage, such as ((1, 2, "
+                "3, 1), "
                 f"(2, 3, 1, 2)); got {self.leap_levels!r}."
             )
         if self.backbone == "vit" and (not nested or any(nested)):

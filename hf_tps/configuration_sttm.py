@@ -30,21 +30,23 @@ class STTMConfig(MergeOptions, PreTrainedConfig):
         backbone_config (`dict` with "model_type" or `PreTrainedConfig`, *optional*):
             VideoMAE, ViViT, TimeSformer (divided space-time), V-JEPA 2, VideoPrism, XViT, or LAPS on ViT. None:
             `VideoMAEConfig()`.
-        merge_layers, keep_ratio, method, temporal_share, merges_per_stage, size_weight, pool_windows, top_q, temperature,
+        merge_layers, keep_ratio, method, temporal_share, merges_per_stage, size_weight, pool_windows, top_q,
+        temperature,
         meta_weight, meta_grid, meta_rounds, meta_temperature:
-            As in [`MergeOptions`]. Of the first four and `size_weight`, None becomes the number or name that it stands for.
+            As in [`MergeOptions`]. Of the first four and `size_weight`, None becomes the number or name that it stands
+            for.
         learned (`tuple` of str, defaults to ()):
-            What each stage learns: "metric" (the space in which tokens are compared; starts as the mean of the key heads),
-            "gate" (saliency), "motion" (where tokens come from and how they moved, added to them), "size_weight",
-            "meta_weight". The parameters are named `sttm_*`; at the start none changes the output. "metric" and
-            "meta_weight" have a gradient through the softmax over receivers alone: `top_q` of at least 2.
+            What each stage learns: "metric" (the space in which tokens are compared; starts as the mean of the key
+            heads), "gate" (saliency), "motion" (where tokens come from and how they moved, added to them),
+            "size_weight", "meta_weight". The parameters are named `sttm_*`; at the start none changes the output.
+            "metric" and "meta_weight" have a gradient through the softmax over receivers alone: `top_q` of at least 2.
         classifier_dropout (`float`, defaults to 0.0), initializer_range (`float`, defaults to 0.02)
         view_aggregation ("logits" or "probabilities", defaults to "logits"):
             How the views of a 6-D input become one answer: mean of the logits, or of the probabilities.
 
     Raises:
-        ValueError: for a backbone that cannot merge, settings out of range, layers that do not exist, more merges than a
-            stage can do.
+        ValueError: for a backbone that cannot merge, settings out of range, layers that do not exist, more merges than
+            a stage can do.
 
     Example:
 
@@ -103,7 +105,8 @@ class STTMConfig(MergeOptions, PreTrainedConfig):
         soft = [name for name in ("metric", "meta_weight") if name in self.learned]
         if soft and self.top_q == 1 and plan.method != "pool":
             raise ValueError(
-                f"learned={soft} has no gradient with top_q=1, where each token goes whole into one receiver: give top_q of at "
+                f"learned={soft} has no gradient with top_q=1, where each token goes whole into one receiver: give "
+                "top_q of at "
                 "least 2 (4 is meant for training)."
             )
         if self.learned and plan.method in BASELINES:

@@ -10,8 +10,8 @@ from .temporal_shift import resolve_patch_shift_pattern
 @strict
 class TPSConfig(PreTrainedConfig):
     r"""
-    Configuration of [`TPSModel`] and [`TPSForVideoClassification`] (Xiang et al., "Spatiotemporal Self-attention Modeling
-    with Temporal Patch Shift for Action Recognition", ECCV 2022, arXiv 2207.13259).
+    Configuration of [`TPSModel`] and [`TPSForVideoClassification`] (Xiang et al., "Spatiotemporal Self-attention
+    Modeling with Temporal Patch Shift for Action Recognition", ECCV 2022, arXiv 2207.13259).
 
     The defaults are the released tiny model at 32 x 224 x 224; the number of classes is `num_labels`, as everywhere in
     Transformers. The other two sizes:
@@ -29,8 +29,8 @@ class TPSConfig(PreTrainedConfig):
         image_size (`int`, defaults to 224):
             Height and width in pixels that the model is meant for. The model itself reads any size.
         num_frames (`int`, defaults to 32):
-            Frames per clip. Changing it on a trained checkpoint (`from_pretrained(..., num_frames=16)`) interpolates the
-            temporal rows of the bias tables, see `temporal_bias_size`.
+            Frames per clip. Changing it on a trained checkpoint (`from_pretrained(..., num_frames=16)`) interpolates
+            the temporal rows of the bias tables, see `temporal_bias_size`.
         num_channels (`int`, defaults to 3)
         patch_size (`int`, defaults to 4):
             Height and width in pixels of a patch. Images are padded with zeros at the bottom and right.
@@ -42,24 +42,24 @@ class TPSConfig(PreTrainedConfig):
             Blocks and attention heads of each stage.
         window_size (`int`, defaults to 7):
             Height and width in patches of an attention window. A map that is smaller is one window.
-        mlp_ratio (`float`, defaults to 4.0), qkv_bias (`bool`, defaults to True), hidden_act (`str`, defaults to "gelu")
-        hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0.0)
+        mlp_ratio (`float`, defaults to 4.0), qkv_bias (`bool`, defaults to True), hidden_act (`str`, defaults to
+        "gelu") hidden_dropout_prob, attention_probs_dropout_prob (`float`, default to 0.0)
         drop_path_rate (`float`, defaults to 0.1):
             Stochastic depth of the last block; it grows linearly from 0 at the first.
         classifier_dropout (`float`, defaults to 0.5):
             Dropout before the classifier.
         layer_norm_eps (`float`, defaults to 1e-5):
-            Of the norms in the blocks and the last norm. (Those of patch embedding and patch merging are 1e-5 always, in
-            the released code as in Transformers' Swin.)
+            Of the norms in the blocks and the last norm. (Those of patch embedding and patch merging are 1e-5 always,
+            in the released code as in Transformers' Swin.)
         initializer_range (`float`, defaults to 0.02)
         shift_order (`tuple` of "channel", "patch" or None, defaults to ("channel", "patch")):
-            Temporal shift of the blocks of a stage, cycled: block i of a stage uses entry `i % len`. Released code: even
-            blocks shift channels, odd blocks (those with shifted windows) shift patches. Paper, figure 4: patch first,
-            then channel. One entry alone is "patch-only" / "channel-only"; None (or `shift_order=None`) is a plain 2D
-            Swin block, whose bias has temporal offset 0 in all frames, so that nothing tells the frames apart.
+            Temporal shift of the blocks of a stage, cycled: block i of a stage uses entry `i % len`. Released code:
+            even blocks shift channels, odd blocks (those with shifted windows) shift patches. Paper, figure 4: patch
+            first, then channel. One entry alone is "patch-only" / "channel-only"; None (or `shift_order=None`) is a
+            plain 2D Swin block, whose bias has temporal offset 0 in all frames, so that nothing tells the frames apart.
         shift_pattern (`str` or matrix of ints, defaults to "C"):
-            Frame offsets of the patch shift: "A", "B", "C", "D" (A-3, B-4, C-9, D-16 of the paper's figure 5) or a matrix,
-            repeated from the corner of each window. The released code has C alone.
+            Frame offsets of the patch shift: "A", "B", "C", "D" (A-3, B-4, C-9, D-16 of the paper's figure 5) or a
+            matrix, repeated from the corner of each window. The released code has C alone.
         shift_div (`int`, defaults to 8):
             The channel shift moves 1/shift_div of each head's channels one frame on, and as many one frame back.
         relative_position_bias ("key_frame_0" or "same_frame", defaults to "key_frame_0"):
@@ -67,8 +67,9 @@ class TPSConfig(PreTrainedConfig):
             gives every frame a bias of its own even in the channel-shift blocks. Paper, section 3.2: the pair of places
             inside one frame, at the frames that their patches came from.
         temporal_bias_size (`int`, *optional*):
-            Temporal positions that the bias tables hold (2 * this - 1 rows); by default those of `num_frames`. Stays as it
-            was trained when `num_frames` changes: the rows are then interpolated linearly, offset 0 staying where it is.
+            Temporal positions that the bias tables hold (2 * this - 1 rows); by default those of `num_frames`. Stays as
+            it was trained when `num_frames` changes: the rows are then interpolated linearly, offset 0 staying where it
+                is.
         view_aggregation ("probabilities" or "logits", defaults to "probabilities"):
             How the views of a 6-D input become one answer: the mean of the probabilities (GitHub release; the logits
             returned are its logarithm) or of the raw logits (ModelScope release). Multi-label models: mean of sigmoids.
@@ -164,7 +165,8 @@ class TPSConfig(PreTrainedConfig):
             channels = self.embed_dim * 2**stage
             if depth < 1 or heads < 1 or channels % heads:
                 raise ValueError(
-                    f"Stage {stage} has {channels} channels, {depth} blocks and {heads} heads: it needs at least one block, "
+                    f"Stage {stage} has {channels} channels, {depth} blocks and {heads} heads: it needs at least one "
+                    "block, "
                     "and a number of heads that divides the channels."
                 )
         for entry in self.shift_order or ():

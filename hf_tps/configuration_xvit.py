@@ -8,12 +8,12 @@ from transformers import PreTrainedConfig
 @strict
 class XViTConfig(PreTrainedConfig):
     r"""
-    Configuration of [`XViTModel`] and [`XViTForVideoClassification`] (Bulat et al., "Space-time Mixing Attention for Video
-    Transformer", NeurIPS 2021, arXiv 2106.05968).
+    Configuration of [`XViTModel`] and [`XViTForVideoClassification`] (Bulat et al., "Space-time Mixing Attention for
+    Video Transformer", NeurIPS 2021, arXiv 2106.05968).
 
-    The defaults are ViT-B/16 with 16 frames of 224 x 224 and the released settings for Something-Something v2; the released
-    Kinetics models have `shift_div=8, segment_length=8`. `XViTConfig.paper()` takes the paper's side where the released code
-    differs (`num_temporal_embeddings`, `segment_length`).
+    The defaults are ViT-B/16 with 16 frames of 224 x 224 and the released settings for Something-Something v2; the
+    released Kinetics models have `shift_div=8, segment_length=8`. `XViTConfig.paper()` takes the paper's side where the
+    released code differs (`num_temporal_embeddings`, `segment_length`).
 
     Args:
         image_size (`int`, defaults to 224):
@@ -27,21 +27,22 @@ class XViTConfig(PreTrainedConfig):
         hidden_dropout_prob, attention_probs_dropout_prob, drop_path_rate (`float`, default to 0.0),
         initializer_range (`float`, defaults to 0.02): the ViT.
         shift_div (`int`, defaults to 4):
-            Keys and values import `hidden_size // shift_div` channels from the next frame and as many from the frame before:
-            the paper's rho = 2 / shift_div (4: 50 %, 8: 25 %). 0 turns the mixing off.
+            Keys and values import `hidden_size // shift_div` channels from the next frame and as many from the frame
+            before: the paper's rho = 2 / shift_div (4: 50 %, 8: 25 %). 0 turns the mixing off.
         temporal_window (`int`, defaults to 1):
             How many frames away a neighbour may be; 2 as in the paper's ablation shares the same channels among four.
         segment_length (`int`, *optional*):
-            Mixing stays inside segments of so many frames. Released Kinetics configs: 8 of 16, so that the two halves of a
-            clip do not mix; Something-Something, and the paper: the whole clip (None).
+            Mixing stays inside segments of so many frames. Released Kinetics configs: 8 of 16, so that the two halves
+            of a clip do not mix; Something-Something, and the paper: the whole clip (None).
         mixing_layers (`tuple` of ints, *optional*):
             Blocks that mix; None is all (paper and release).
         num_temporal_embeddings (`int`, *optional*, defaults to 8):
-            Rows of the temporal embedding; frame t takes row `t % rows`. Released code: 8 whatever the number of frames.
+            Rows of the temporal embedding; frame t takes row `t % rows`. Released code: 8 whatever the number of
+            frames.
             Paper: one for each frame (None means `num_frames`).
         summary_token (`bool`, defaults to False):
-            The paper's summary token: the mean of each frame's keys and values joins the keys and values of all frames. The
-            release lacks it.
+            The paper's summary token: the mean of each frame's keys and values joins the keys and values of all frames.
+            The release lacks it.
         temporal_head_layers (`int`, defaults to 1):
             Transformer layers of the temporal attention head over the frames' class tokens; 0 averages them instead.
         temporal_head_heads (`int`, defaults to 12), temporal_head_size (`int`, defaults to 768):

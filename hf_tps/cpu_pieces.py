@@ -2,18 +2,20 @@
 """Work in pieces: all that exists for the caches and the page faults of a CPU, and the one rule that it follows.
 
 A wide tensor inside an MLP or an attention does not fit into the cache, and one of more than 32 MB is asked from the
-operating system page by page and given back at every call, which took half of the time of a large MLP. Some rows at a time,
-the same products run in memory that the process owns already. For the same reason the blocks of this package give no names to
+operating system page by page and given back at every call, which took half of the time of a large MLP. Some rows at a
+time, the same products run in memory that the process owns already. For the same reason the blocks of this package give
+no names to
 tensors that they need only once: what is freed early is there for the next one.
 
 The rule, in every family:
 
-- A module of this package (block, attention, MLP) and each norm is called once, with everything. A hook on it sees the same
-  calls on every device and in every family.
+- A module of this package (block, attention, MLP) and each norm is called once, with everything. A hook on it sees the
+  same calls on every device and in every family.
 - Only the leaf layers inside an attention or an MLP may be called piece after piece: the linear layers, convolutions,
   activations and dropouts, and the attention kernel. A hook on one of these sees the pieces.
-- And only on a CPU, neither compiled nor traced nor exported; in an attention also only while the kernel is called "sdpa". That
-  one gives no weights; other kernels may, and whatever takes hold of an attention registers a kernel under another name.
+- And only on a CPU, neither compiled nor traced nor exported; in an attention also only while the kernel is called
+  "sdpa". That one gives no weights; other kernels may, and whatever takes hold of an attention registers a kernel under
+  another name.
 """
 
 from collections.abc import Callable, Sequence

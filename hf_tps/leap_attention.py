@@ -25,7 +25,8 @@ def leap_pairs(num_frames: int, level: int) -> list[tuple[int, int]]:
         ]
         raise ValueError(
             f"Leap level {level} pairs frames {num_frames} // 2**{level} = {leap} apart, which leaves frames of a clip "
-            f"of {num_frames} without partner; possible levels are {possible}, and None for attention inside each frame."
+            f"of {num_frames} without partner; possible levels are {possible}, and None for attention inside each "
+            "frame."
         )
     pairs = [(start + t, start + t + leap) for start in range(0, paired, 2 * leap) for t in range(leap)]
     return pairs + [(paired, paired)] * (num_frames % 2)

@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
-"""What every model of the package shares: input checks, views, loss, the road from an image model, complete auto_map."""
+"""What every model of the package shares: input checks, views, loss, the start from an image model, auto_map."""
 
 import dataclasses
 import math
@@ -29,7 +29,8 @@ def check_pixel_values(pixel_values: torch.Tensor, num_channels: int, ranks: tup
     }
     if pixel_values.ndim not in ranks:
         raise ValueError(
-            f"pixel_values must be {' or '.join(layouts[rank] for rank in ranks)}; got shape {tuple(pixel_values.shape)}."
+            f"pixel_values must be {' or '.join(layouts[rank] for rank in ranks)}; got shape "
+            f"{tuple(pixel_values.shape)}."
         )
     if pixel_values.shape[-3] != num_channels:
         raise ValueError(
@@ -123,8 +124,8 @@ class VideoPreTrainedModel(PreTrainedModel):
             torch's global random state.
 
         Raises:
-            ValueError: if the checkpoint is not of this family's image model, if a weight is missing or left over, or if
-                a keyword is no field of the config.
+            ValueError: if the checkpoint is not of this family's image model, if a weight is missing or left over, or
+                if a keyword is no field of the config.
         """
         hub_kwargs, overrides = sort_keywords(cls.config_class, kwargs)
         loading = {"dtype": dtype, "attn_implementation": attn_implementation}
@@ -171,8 +172,8 @@ class PreTrainedModelAroundBackbone(VideoPreTrainedModel):
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False):
         """
-        Takes the names of today and those that `save_pretrained` writes, which are the names of published image checkpoints.
-        Trainer resumes through this method without renaming, and would go on with new weights.
+        Takes the names of today and those that `save_pretrained` writes, which are the names of published image
+        checkpoints. Trainer resumes through this method without renaming, and would go on with new weights.
         """
         names = list(self.state_dict())
         numbers = {name: torch.tensor(number) for number, name in enumerate(names)}
@@ -183,7 +184,8 @@ class PreTrainedModelAroundBackbone(VideoPreTrainedModel):
 
 class VideoClassificationMixin:
     """
-    Forward pass of every `XForVideoClassification`: views folded into the batch, base model, classifier, views averaged.
+    Forward pass of every `XForVideoClassification`: views folded into the batch, base model, classifier, views
+        averaged.
 
     The class that uses it has `self.classifier`, `self.dropout` and its base model under `base_model_prefix`.
     """
@@ -194,8 +196,8 @@ class VideoClassificationMixin:
     ) -> ImageClassifierOutput:
         r"""
         Args:
-            pixel_values: (batch, num_frames, channels, height, width), normalised; or (batch, views, num_frames, channels,
-                height, width), whose views are averaged as `config.view_aggregation` says.
+            pixel_values: (batch, num_frames, channels, height, width), normalised; or (batch, views, num_frames,
+                channels, height, width), whose views are averaged as `config.view_aggregation` says.
             labels: (batch,) class ids; or (batch, num_labels) floats, class probabilities as mixup and cutmix make them
                 (where `config.problem_type` is "multi_label_classification": 0 or 1 for each class).
             kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`.
@@ -205,8 +207,8 @@ class VideoClassificationMixin:
             `attentions` as in the base model (of batch * views clips).
 
         Raises:
-            ValueError: for another rank or number of channels, pixels that are not floats, soft labels of another shape,
-                and what the base model refuses.
+            ValueError: for another rank or number of channels, pixels that are not floats, soft labels of another
+                shape, and what the base model refuses.
         """
         views = 1
         if pixel_values.ndim != 5:  # one clip each, 5-D, is left to the base model's own check

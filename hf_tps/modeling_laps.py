@@ -1,5 +1,5 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
-"""LAPS: frames attend in distant pairs, then exchange channels of every head (arXiv 2207.05526), on Visformer or ViT."""
+"""LAPS on Visformer or ViT: distant frames attend in pairs, then exchange channels (arXiv 2207.05526)."""
 
 from collections.abc import Callable
 
@@ -36,8 +36,8 @@ from .vit_layers import ViTEmbeddings, attend
 
 class LAPSAttention(nn.Module):
     """
-    Attention among the tokens of two frames a leap apart (LAPS section 3), of one frame, or of the whole clip; then, head by
-    head, the periodic shift of channels between neighbouring frames.
+    Attention among the tokens of two frames a leap apart (LAPS section 3), of one frame, or of the whole clip; then,
+    head by head, the periodic shift of channels between neighbouring frames.
     """
 
     def __init__(self, config: LAPSConfig, channels: int, level: int | None, bias: bool):
@@ -361,20 +361,21 @@ class LAPSModel(LAPSPreTrainedModel):
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         r"""
         Args:
-            pixel_values: (batch, num_frames, channels, height, width), normalised; any number of frames that the leap levels
-                can pair; height and width of at least 32 (Visformer), or multiples of the patch (ViT).
+            pixel_values: (batch, num_frames, channels, height, width), normalised; any number of frames that the leap
+                levels can pair; height and width of at least 32 (Visformer), or multiples of the patch (ViT).
             kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`.
 
         Returns:
-            `BaseModelOutputWithPooling`: `last_hidden_state` (batch, frames * tokens, hidden_size), normalised, frame-major,
-            in a ViT the class token first in each frame; `pooler_output` (batch, hidden_size), the mean over the frames;
-            `hidden_states`: Visformer, the stem and each stage's output (batch * frames, channels, rows, columns); ViT, the
-            embedding and each block's output (batch * frames, 1 + patches, hidden_size); `attentions` of each block with
-            attention (groups, heads, tokens, tokens), a group being a pair of frames, a frame or a clip.
+            `BaseModelOutputWithPooling`: `last_hidden_state` (batch, frames * tokens, hidden_size), normalised,
+            frame-major, in a ViT the class token first in each frame; `pooler_output` (batch, hidden_size), the mean
+            over the frames; `hidden_states`: Visformer, the stem and each stage's output (batch * frames, channels,
+            rows, columns); ViT, the embedding and each block's output (batch * frames, 1 + patches, hidden_size);
+            `attentions` of each block with attention (groups, heads, tokens, tokens), a group being a pair of frames, a
+            frame or a clip.
 
         Raises:
-            ValueError: for another rank or number of channels, a number of frames that a leap level cannot pair, a size that
-                is too small or no multiple of the patch, and for pixels that are not floats.
+            ValueError: for another rank or number of channels, a number of frames that a leap level cannot pair, a size
+                that is too small or no multiple of the patch, and for pixels that are not floats.
         """
         check_pixel_values(pixel_values, self.config.num_channels)
         batch, frames, _, height, width = pixel_values.shape

@@ -36,8 +36,8 @@ class STTMModelOutput(BaseModelOutputWithPooling):
 
     token_sizes: (batch, L): how many of the clip's tokens are inside each.
     token_positions: (batch, L, 3): centroid (time, row, column), in tubelets and patches.
-    token_source: (batch, tokens of the clip) int64: the token that each of the clip's tokens ended in, in the order (time,
-        row, column); -1 for one that "drop" or "tube-drop" threw away. `unmerge` reads it.
+    token_source: (batch, tokens of the clip) int64: the token that each of the clip's tokens ended in, in the order
+        (time, row, column); -1 for one that "drop" or "tube-drop" threw away. `unmerge` reads it.
     merge_states: a `MergeState` (without tokens) before the first stage and after each, if they were asked for.
     """
 
@@ -149,7 +149,8 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
     @classmethod
     def from_image_pretrained(cls, *args, **kwargs):
         raise ValueError(
-            f"{cls.__name__} starts from a video model: use from_video_pretrained. For an image model, make an XViT or LAPS of "
+            f"{cls.__name__} starts from a video model: use from_video_pretrained. For an image model, make an XViT or "
+            "LAPS of "
             "it first and save it."
         )
 
@@ -163,14 +164,15 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
                 Hub id or folder of a VideoMAE, ViViT, TimeSformer, V-JEPA 2, XViT or LAPS checkpoint.
             dtype, attn_implementation: as in `from_pretrained`.
             cache_dir, force_download, local_files_only, token, revision, subfolder: as in `from_pretrained`.
-            kwargs: fields of [`STTMConfig`] (`keep_ratio=0.75`, ...); `num_labels`, `id2label`: new classes, whose head is new.
+            kwargs: fields of [`STTMConfig`] (`keep_ratio=0.75`, ...); `num_labels`, `id2label`: new classes, whose head
+                is new.
 
         Returns:
             The model, in evaluation mode.
 
         Raises:
-            ValueError: if the backbone cannot merge, if a keyword is no field of the config, if weights are missing, or if a
-                weight of the file did not arrive in the model as it is in the file.
+            ValueError: if the backbone cannot merge, if a keyword is no field of the config, if weights are missing, or
+                if a weight of the file did not arrive in the model as it is in the file.
         """
         hub_kwargs, overrides = sort_keywords(STTMConfig, kwargs)
         if "backbone_config" in overrides:
@@ -212,9 +214,9 @@ def check_loaded(model: PreTrainedModel, report: dict, source: str, needs_head: 
     """
     Compare a loaded video classifier with its file, tensor by tensor.
 
-    Transformers renames weights while it loads; a rename that misses leaves zeros or random numbers (published VideoMAE files
-    have `q_bias` and `v_bias`, which some versions did not find). So each tensor of the base model in the file must be
-    somewhere in the loaded one, whatever its name is now.
+    Transformers renames weights while it loads; a rename that misses leaves zeros or random numbers (published VideoMAE
+    files have `q_bias` and `v_bias`, which some versions did not find). So each tensor of the base model in the file
+    must be somewhere in the loaded one, whatever its name is now.
 
     Args:
         needs_head: whether the classifier of the file will be used.
@@ -246,8 +248,10 @@ def check_loaded(model: PreTrainedModel, report: dict, source: str, needs_head: 
             lost.append(name)
     if lost:
         raise ValueError(
-            f"{len(lost)} weights of {source} are not in the {type(model).__name__} that Transformers made of it, such as "
-            f"{lost[:4]}: this version of Transformers does not know their names. Take another one (5.20 to 5.23 are known)."
+            f"{len(lost)} weights of {source} are not in the {type(model).__name__} that Transformers made of it, such "
+            "as "
+            f"{lost[:4]}: this version of Transformers does not know their names. Take another one (5.20 to 5.23 are "
+            "known)."
         )
 
 
@@ -274,7 +278,8 @@ class STTMModel(STTMPreTrainedModel):
 
     def set_keep_ratio(self, keep_ratio: float):
         """
-        Merge more or less from here on, such as step by step at the start of a training. Each value is one static shape.
+        Merge more or less from here on, such as step by step at the start of a training. Each value is one static
+        shape.
 
         Raises:
             ValueError: if it is out of range, more than the stages can do, or the method does not have it.
@@ -311,17 +316,17 @@ class STTMModel(STTMPreTrainedModel):
         Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised.
             output_merge_states: whether to return how the tokens stand after each stage.
-            kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`, and what
-                the backbone knows.
+            kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`, and
+                what the backbone knows.
 
         Returns:
-            [`STTMModelOutput`]: `last_hidden_state`, the backbone's, with the tokens that are left (and its class tokens);
-            `pooler_output`, what the backbone's own classifier reads; `hidden_states` and `attentions` as the backbone gives
-            them, fewer tokens behind each merge; sizes, places and origin of the tokens.
+            [`STTMModelOutput`]: `last_hidden_state`, the backbone's, with the tokens that are left (and its class
+            tokens); `pooler_output`, what the backbone's own classifier reads; `hidden_states` and `attentions` as the
+            backbone gives them, fewer tokens behind each merge; sizes, places and origin of the tokens.
 
         Raises:
-            ValueError: for another rank or number of channels, pixels that are not floats, a clip that the backbone or the
-                plan does not fit.
+            ValueError: for another rank or number of channels, pixels that are not floats, a clip that the backbone or
+                the plan does not fit.
         """
         check_pixel_values(pixel_values, self.config.num_channels)
         kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)

@@ -29,8 +29,8 @@ class TPSEmbeddings(nn.Module):
     """
     Tubelets of `tubelet_size` frames by `patch_size` by `patch_size` pixels as tokens, normalised.
 
-    The projection is a linear layer on flattened tubelets (channel, frame, row, column), which is what a convolution with
-    stride equal to its kernel does, and which lands in the layout of the blocks.
+    The projection is a linear layer on flattened tubelets (channel, frame, row, column), which is what a convolution
+    with stride equal to its kernel does, and which lands in the layout of the blocks.
     """
 
     def __init__(self, config: TPSConfig):
@@ -59,7 +59,8 @@ class TPSEmbeddings(nn.Module):
 
 class TPSAttention(nn.Module):
     """
-    Self-attention inside windows of one frame, over patches (or channels) that come from several frames (TPS section 3).
+    Self-attention inside windows of one frame, over patches (or channels) that come from several frames (TPS section
+    3).
 
     Window partition, cyclic window shift and patch shift are one gather before the attention and its inverse after.
     """
@@ -97,7 +98,7 @@ class TPSAttention(nn.Module):
         return table[index].permute(0, 3, 1, 2)
 
     def attention_bias(self, frames: int, height: int, width: int) -> torch.Tensor:
-        """Position bias and window mask of one clip's windows: (frames * windows, heads, places, places), or 1 first."""
+        """Position bias and window mask of a clip's windows: (frames * windows, heads, places, places), or 1 first."""
         grid = window_grid(height, width, self.config.window_size, self.shifted)
         mask = self.layout(frames, height, width).mask
         bias = self.position_bias(frames, grid.window)
@@ -186,7 +187,7 @@ class TPSPatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(batch, frames, height, width, channels) to (batch, frames, height / 2, width / 2, 2 * channels), rounded up."""
+        """(batch, frames, height, width, channels) to half the height and width, rounded up, and twice the channels."""
         height, width = hidden_states.shape[2:4]
         if height % 2 or width % 2:
             hidden_states = nn.functional.pad(hidden_states, (0, 0, 0, width % 2, 0, height % 2))
@@ -291,10 +292,10 @@ class TPSModel(TPSPreTrainedModel):
             kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`.
 
         Returns:
-            `BaseModelOutputWithPooling`: `last_hidden_state` (batch, frames * rows * columns, hidden_size), frame-major,
-            normalised; `pooler_output` (batch, hidden_size), their mean; `hidden_states`, the patch embedding and then
-            what each stage gives, (batch, frames, rows, columns, channels); `attentions`, one for each block, (batch *
-            frames * windows, heads, places, places).
+            `BaseModelOutputWithPooling`: `last_hidden_state` (batch, frames * rows * columns, hidden_size),
+            frame-major, normalised; `pooler_output` (batch, hidden_size), their mean; `hidden_states`, the patch
+            embedding and then what each stage gives, (batch, frames, rows, columns, channels); `attentions`, one for
+            each block, (batch * frames * windows, heads, places, places).
 
         Raises:
             ValueError: for another rank, number of channels or of frames, and for pixels that are not floats.
@@ -303,7 +304,8 @@ class TPSModel(TPSPreTrainedModel):
         given, tubelet = pixel_values.shape[1], self.config.tubelet_size
         if -(-given // tubelet) != self.config.num_temporal_positions:
             raise ValueError(
-                f"This model reads num_frames={self.config.num_frames} frames (tubelets of {tubelet}); pixel_values has "
+                f"This model reads num_frames={self.config.num_frames} frames (tubelets of {tubelet}); pixel_values "
+                "has "
                 f"{given} frames, shape {tuple(pixel_values.shape)}. Sample as many, or load the model with "
                 f"from_pretrained(..., num_frames={given}), which interpolates its temporal position bias."
             )

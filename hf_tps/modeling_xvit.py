@@ -54,7 +54,7 @@ class XViTSelfAttention(nn.Module):
 
 
 class XViTMixingAttention(XViTSelfAttention):
-    """Space-time mixing attention (XViT section 3.2): each frame attends to itself, over keys and values mixed in time."""
+    """Space-time mixing attention (XViT section 3.2): a frame attends to itself, over keys and values mixed in time."""
 
     def __init__(self, config: XViTConfig, mixes: bool):
         super().__init__(config, config.num_attention_heads, config.qkv_bias)
@@ -117,8 +117,8 @@ class XViTTemporalLayer(nn.Module):
 
 class XViTTemporalHead(nn.Module):
     """
-    Temporal attention (XViT section 3.3): one more token attends to the class tokens of all frames, without positions; then
-    the hidden layer before the classifier. With no layers: the mean of the class tokens.
+    Temporal attention (XViT section 3.3): one more token attends to the class tokens of all frames, without positions;
+    then the hidden layer before the classifier. With no layers: the mean of the class tokens.
     """
 
     def __init__(self, config: XViTConfig):
@@ -217,20 +217,20 @@ class XViTModel(XViTPreTrainedModel):
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         r"""
         Args:
-            pixel_values: (batch, num_frames, channels, height, width), normalised; any number of frames, height and width
-                multiples of the patch.
+            pixel_values: (batch, num_frames, channels, height, width), normalised; any number of frames, height and
+                width multiples of the patch.
             kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`.
 
         Returns:
-            `BaseModelOutputWithPooling`: `last_hidden_state` (batch, frames * (1 + patches), hidden_size), normalised, the
-            class token first in each frame; `pooler_output`, what the classifier reads, after the temporal head: (batch,
-            temporal_head_size), or (batch, hidden_size) where `temporal_head_layers` is 0; `hidden_states`, the embedding and
-            each block's output, (batch * frames, 1 + patches, hidden_size); `attentions` (batch * frames, heads, 1 + patches,
-            keys).
+            `BaseModelOutputWithPooling`: `last_hidden_state` (batch, frames * (1 + patches), hidden_size), normalised,
+            the class token first in each frame; `pooler_output`, what the classifier reads, after the temporal head:
+            (batch, temporal_head_size), or (batch, hidden_size) where `temporal_head_layers` is 0; `hidden_states`, the
+            embedding and each block's output, (batch * frames, 1 + patches, hidden_size); `attentions` (batch * frames,
+            heads, 1 + patches, keys).
 
         Raises:
-            ValueError: for another rank or number of channels, a size that is no multiple of the patch, and for pixels that
-                are not floats.
+            ValueError: for another rank or number of channels, a size that is no multiple of the patch, and for pixels
+                that are not floats.
         """
         check_pixel_values(pixel_values, self.config.num_channels)
         batch, frames = pixel_values.shape[:2]

@@ -1,9 +1,10 @@
 """What both plug-ins are built on: changes to a live model that are taken out again exactly.
 
-A plug never listens to a leaf layer. LoRA wraps a linear layer and quantisers replace it, after the plug was put in; a hook
-on the layer that was there would then miss the adapter, act twice, or be gone, without an error. A plug therefore takes hold
-of modules that nobody replaces (attention, block, model) and of the attention interface (`attention_plug.py`). Where a value
-passes nowhere else, `FollowedHook` holds on to a place in a module instead of the layer that happens to lie there.
+A plug never listens to a leaf layer. LoRA wraps a linear layer and quantisers replace it, after the plug was put in; a
+hook on the layer that was there would then miss the adapter, act twice, or be gone, without an error. A plug therefore
+takes hold of modules that nobody replaces (attention, block, model) and of the attention interface
+(`attention_plug.py`). Where a value passes nowhere else, `FollowedHook` holds on to a place in a module instead of the
+layer that happens to lie there.
 """
 
 import threading
@@ -47,8 +48,9 @@ class FollowedHook:
     """
     A hook on whatever module lies at a path of its parent, also after that module was replaced.
 
-    This object is a forward pre-hook of the parent: at each call it looks whether the hook sits where it should, and moves it
-    if not. That happens while a model is traced, too, so that a model may be compiled right after it was changed.
+    This object is a forward pre-hook of the parent: at each call it looks whether the hook sits where it should, and
+    moves it if not. That happens while a model is traced, too, so that a model may be compiled right after it was
+    changed.
 
     Args:
         path: of the followed module, from the parent.
@@ -82,7 +84,7 @@ class FollowedHook:
 
 @torch.compiler.assume_constant_result
 def move_hook(followed: FollowedHook, parent: nn.Module) -> bool:
-    """Put the hook on the module that is there now. It acts on the modules at once, also while they are being traced."""
+    """Put the hook on the module that is there now: at once, also while the modules are being traced."""
     with PLUG_LOCK:
         child = parent.get_submodule(followed.path)
         if id(child) != followed.child_id:  # no other thread was faster

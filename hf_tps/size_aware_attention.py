@@ -27,8 +27,8 @@ class SizeAwareAttention(AttentionPlug):
         source: knows the sizes.
         stage: how often tokens have merged ahead of this attention.
         strength: None: what the source says for this stage.
-        as_mask: the size enters as a mask rather than as a channel of the keys: for kernels that cap the products of queries
-            and keys, as VideoPrism's.
+        as_mask: the size enters as a mask rather than as a channel of the keys: for kernels that cap the products of
+            queries and keys, as VideoPrism's.
     """
 
     def __init__(self, source: SizeSource, stage: int, strength: float | None = None, as_mask: bool = False):

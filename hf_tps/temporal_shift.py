@@ -43,7 +43,8 @@ def resolve_patch_shift_pattern(pattern: str | Sequence[Sequence[int]]) -> tuple
         isinstance(offset, int) and not isinstance(offset, bool) for row in rows for offset in row
     ):
         raise ValueError(
-            f"A patch shift pattern is a name of {sorted(PATCH_SHIFT_PATTERNS)} or a rectangular matrix of integer frame "
+            f"A patch shift pattern is a name of {sorted(PATCH_SHIFT_PATTERNS)} or a rectangular matrix of integer "
+            "frame "
             f"offsets such as [[0, 1], [-1, 0]]; got {pattern!r}."
         )
     return rows
@@ -108,7 +109,8 @@ def channel_shift(hidden_states: torch.Tensor, shift_div: int, num_heads: int = 
 
 def neighbour_shift(hidden_states: torch.Tensor, fold: int, window: int = 1) -> torch.Tensor:
     """
-    The first channels come from the frames after, the next ones from the frames before; zeros beyond the ends of the clip.
+    The first channels come from the frames after, the next ones from the frames before; zeros beyond the ends of the
+    clip.
 
     Args:
         hidden_states: (batch, frames, ..., channels).
@@ -116,8 +118,8 @@ def neighbour_shift(hidden_states: torch.Tensor, fold: int, window: int = 1) -> 
         window: how many frames away a neighbour may be (XViT's temporal window).
 
     Returns:
-        Same shape: channels [0, fold) of frame t are those of t + 1, [fold, 2 fold) those of t - 1 (window 1); with a larger
-        window the groups are t + 1, t - 1, t + 2, t - 2 and so on, `fold // window` channels each.
+        Same shape: channels [0, fold) of frame t are those of t + 1, [fold, 2 fold) those of t - 1 (window 1); with a
+        larger window the groups are t + 1, t - 1, t + 2, t - 2 and so on, `fold // window` channels each.
     """
     share = fold // window
     if share == 0:
@@ -142,15 +144,15 @@ def mixing_shift(
     hidden_states: torch.Tensor, shift_div: int, segment_length: int | None = None, window: int = 1
 ) -> torch.Tensor:
     """
-    XViT's space-time mixing of keys or values (section 3.2): a share rho = 2 / shift_div of all channels is imported from
-    the same place in neighbouring frames.
+    XViT's space-time mixing of keys or values (section 3.2): a share rho = 2 / shift_div of all channels is imported
+    from the same place in neighbouring frames.
 
     Args:
         hidden_states: (batch, frames, ..., channels), the heads side by side; whole heads move, since the channels are
             counted over all of them.
         shift_div: `channels // shift_div` come from each side.
-        segment_length: frames that exchange; nothing crosses the border of two segments. None: the whole clip. A clip that
-            is no multiple has a shorter last segment.
+        segment_length: frames that exchange; nothing crosses the border of two segments. None: the whole clip. A clip
+            that is no multiple has a shorter last segment.
         window: temporal window (1; 2 in the paper's ablation).
     """
     frames, channels = hidden_states.shape[1], hidden_states.shape[-1]
@@ -165,8 +167,8 @@ def mixing_shift(
 
 def periodic_shift(hidden_states: torch.Tensor, shift_div: int, num_heads: int) -> torch.Tensor:
     """
-    LAPS' periodic shift (section 3): in every head, `head_dim // shift_div` channels from the next frame, as many from the
-    frame before, zeros at the ends. With `num_heads=1` it is the "plain shift" over all channels.
+    LAPS' periodic shift (section 3): in every head, `head_dim // shift_div` channels from the next frame, as many from
+    the frame before, zeros at the ends. With `num_heads=1` it is the "plain shift" over all channels.
 
     Args:
         hidden_states: (batch, frames, ..., channels), the heads side by side.

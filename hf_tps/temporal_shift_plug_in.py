@@ -7,17 +7,17 @@
 
 The model then takes the frames of all clips as its batch, frame after frame. Where each shift acts:
 
-    | shift      | acts on                                                                 | as in   | tokens it moves      |
-    |------------|-------------------------------------------------------------------------|---------|----------------------|
-    | "patch"    | the input of the attention; back again what it attended to               | TPS     | patches              |
-    | "channel"  | the input of the attention, head by head                                | TPS     | all                  |
-    | "mixing"   | keys and values, counted over the channels of all heads                 | XViT    | all                  |
-    | "periodic" | what was attended to, before the output projection, head by head        | LAPS    | all                  |
-    | "plain"    | the same, counted over all channels                                     | LAPS    | all                  |
-    | "token"    | the residual stream, before the attention and before the MLP            | TokShift| the class token      |
+    | shift      | acts on                                                          | as in    | tokens it moves |
+    |------------|------------------------------------------------------------------|----------|-----------------|
+    | "patch"    | the input of the attention; back again what it attended to       | TPS      | patches         |
+    | "channel"  | the input of the attention, head by head                         | TPS      | all             |
+    | "mixing"   | keys and values, counted over the channels of all heads          | XViT     | all             |
+    | "periodic" | what was attended to, before the output projection, head by head | LAPS     | all             |
+    | "plain"    | the same, counted over all channels                              | LAPS     | all             |
+    | "token"    | the residual stream, before the attention and before the MLP     | TokShift | the class token |
 
-Nothing is hooked that LoRA or a quantiser replaces: see `plug.py`. Hooks keep no state: what they know of the map of patches,
-they were told when they were added, and a call with images that it does not fit is refused.
+Nothing is hooked that LoRA or a quantiser replaces: see `plug.py`. Hooks keep no state: what they know of the map of
+patches, they were told when they were added, and a call with images that it does not fit is refused.
 """
 
 import inspect
@@ -95,7 +95,7 @@ class FrameLayout(NamedTuple):
     windowed: bool
 
     def split(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(images, tokens, channels), or (images * windows, places, channels), to (batch, frames, [windows,] ..., channels)."""
+        """(images or images * windows, tokens or places, channels) to (batch, frames, [windows,] ..., channels)."""
         if not self.windowed:
             return hidden_states.unflatten(0, (-1, self.num_frames))
         side = math.isqrt(hidden_states.shape[1])
@@ -122,8 +122,8 @@ def patch_order(
     layout: FrameLayout, tokens: int, pattern: Pattern, inverse: bool, device: torch.device
 ) -> torch.Tensor:
     """
-    Which token of a clip each token takes under the patch shift: windows, the tokens ahead of the patches (which stay) and the
-    shift itself as one gather.
+    Which token of a clip each token takes under the patch shift: windows, the tokens ahead of the patches (which stay)
+    and the shift itself as one gather.
 
     Args:
         tokens: of an image, or of a window.
@@ -187,8 +187,8 @@ class KeyValueShift(AttentionPlug):
 
     def before(self, inputs: AttentionInputs, carried: dict[str, Any]) -> AttentionInputs:
         key = inputs.key
-        # Keys are mixed as they were before their rotary embedding. It pairs channels of a head, turns a place alike in all
-        # frames, and so makes no difference unless a part of a head comes from another frame.
+        # Keys are mixed as they were before their rotary embedding. It pairs channels of a head, turns a place alike in
+        # all frames, and so makes no difference unless a part of a head comes from another frame.
         rotation = None if self.whole_heads else carried.get(ROTATION)
         if rotation is not None:
             cosine, sine = rotation
@@ -208,7 +208,7 @@ ROTATION = "rotation"
 
 
 def carry_rotation(attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Forward pre-hook of an attention with rotary embedding: its cosines and sines go along to the attention interface."""
+    """Forward pre-hook of an attention with rotary embedding: cosines and sines go along to its kernel."""
     rotation = kwargs.get("position_embeddings") if len(args) < 3 else args[2]
     return args, {**kwargs, CARRIED: {**kwargs.get(CARRIED, {}), ROTATION: rotation}}
 
@@ -230,8 +230,8 @@ def rotate_patches(tensor: torch.Tensor, cosine: torch.Tensor, sine: torch.Tenso
 
 def shift_class_token_in_place(move: Move, module: nn.Module, args: tuple) -> None:
     """
-    Forward pre-hook of the norm ahead of the MLP. The residual path goes around the norm with the same tensor, the fresh
-    sum of attention and residual, so it is this tensor itself that changes.
+    Forward pre-hook of the norm ahead of the MLP. The residual path goes around the norm with the same tensor, the
+    fresh sum of attention and residual, so it is this tensor itself that changes.
     """
     class_token = args[0][:, :1]
     class_token.copy_(move(class_token))
@@ -253,8 +253,10 @@ class ClipCheck:
         shape = tuple(pixel_values.shape)
         if len(shape) != 4 or shape[0] % self.num_frames:
             raise ValueError(
-                f"With a temporal shift over {self.num_frames} frames the model takes (batch * {self.num_frames}, channels, "
-                f"height, width), the frames of a clip one after the other; got {shape}. A batch of clips becomes that by "
+                f"With a temporal shift over {self.num_frames} frames the model takes (batch * {self.num_frames}, "
+                "channels, "
+                f"height, width), the frames of a clip one after the other; got {shape}. A batch of clips becomes that "
+                "by "
                 "`clips.flatten(0, 1)`; for another number of frames remove the shift and add it again."
             )
         if self.layout is None:
@@ -264,7 +266,8 @@ class ClipCheck:
         if grid != self.layout.grid and not square:
             raise ValueError(
                 f"The temporal shift was added for maps of {self.layout.grid[0]} x {self.layout.grid[1]} patches"
-                f"{' and square ones' if self.any_square else ''}; images of {shape[2]} x {shape[3]} pixels have {grid[0]} x "
+                f"{' and square ones' if self.any_square else ''}; images of {shape[2]} x {shape[3]} pixels have "
+                f"{grid[0]} x "
                 f"{grid[1]}. Remove the shift and add it again with image_size=({shape[2]}, {shape[3]})."
             )
 
@@ -302,7 +305,8 @@ def find_layers(base: nn.Module, family: ImageTransformer) -> list[nn.Module]:
         missing += [f"attention.{name}" for name in ("head_dim", "config") if not hasattr(layer.attention, name)]
         if missing:
             raise ValueError(
-                f"{family.layer} of this {type(base).__name__} lacks {', '.join(missing)}: a layout that is not known here "
+                f"{family.layer} of this {type(base).__name__} lacks {', '.join(missing)}: a layout that is not known "
+                "here "
                 "(known: Transformers 5.20 to 5.23)."
             )
     if not layers:
@@ -453,7 +457,7 @@ def plan_shift(
     temporal_window: int | None,
     image_size: int | Sequence[int] | None,
 ) -> ShiftPlan:
-    """Fill in the defaults, and check everything that `add_temporal_shift` promises to check, without touching the model."""
+    """Fill in the defaults and check all that `add_temporal_shift` promises to check; the model stays untouched."""
     family = row_of(base)
     check_at_least("num_frames", num_frames, 1)
     check_shift_settings(shift, shift_div, pattern, segment_length, temporal_window)
@@ -519,9 +523,9 @@ def add_temporal_shift(
     Let the layers of a live image transformer exchange features between the frames of a clip.
 
     The model then takes (batch * num_frames, channels, height, width), the frames of each clip one after the other, and
-    gives its outputs per frame. Nothing is learned anew: parameters, state dict and config stay as they are. On a clip of
-    equal frames "patch" and "channel" leave the features of the image model; the others read zeros beyond the ends of a
-    clip. With "token" each of `hidden_states` but the last is what its layer reads, after the shift.
+    gives its outputs per frame. Nothing is learned anew: parameters, state dict and config stay as they are. On a clip
+    of equal frames "patch" and "channel" leave the features of the image model; the others read zeros beyond the ends
+    of a clip. With "token" each of `hidden_states` but the last is what its layer reads, after the shift.
 
     Args:
         model: ViTModel, DeiTModel, Dinov2Model, Dinov2WithRegistersModel, DINOv3ViTModel, SwinModel, BeitModel of
@@ -531,21 +535,23 @@ def add_temporal_shift(
             token, so not in Swin). The head of this file tells where each acts.
         shift_div: each of the two moving groups has 1/shift_div of the channels. None: the method's own (channel 8, the
             others 4).
-        pattern: of the patch shift: "A", "B", "C" (None), "D" or a matrix of frame offsets; tiled from the corner of the
-            map of patches, in Swin from the corner of each window.
+        pattern: of the patch shift: "A", "B", "C" (None), "D" or a matrix of frame offsets; tiled from the corner of
+            the map of patches, in Swin from the corner of each window.
         layers: numbers of the layers that shift, in Swin counted through all stages; None: all.
         segment_length: of the mixing: frames that exchange (XViT); None: the whole clip.
         temporal_window: of the mixing: how many frames away a neighbour may be (XViT); None: 1.
-        image_size: height and width of the images, or one number for both. Asked for only where the shift depends on where
-            the patches lie. None: that of the model's config; outside Swin also square images of any size.
+        image_size: height and width of the images, or one number for both. Asked for only where the shift depends on
+            where the patches lie. None: that of the model's config; outside Swin also square images of any size.
 
     Returns:
         The model, changed in place.
 
     Raises:
-        ValueError: for a model that is not in the list or is plugged already, settings out of range or meant for another
-            shift, layers that do not exist, an attention implementation that cannot work. The model is untouched then.
-            Later, at a call: for a batch that is no multiple of `num_frames`, and images that the shift was not added for.
+        ValueError: for a model that is not in the list or is plugged already, settings out of range or meant for
+            another shift, layers that do not exist, an attention implementation that cannot work. The model is
+            untouched then.
+            Later, at a call: for a batch that is no multiple of `num_frames`, and images that the shift was not added
+                for.
     """
     with PLUG_LOCK:
         base = find_image_transformer(model)

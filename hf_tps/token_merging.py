@@ -6,8 +6,8 @@ tokens and meta tokens, fusion in space and in time, motion from the tokens' pos
 
 One merging stage works on a `MergeState` and a metric (the attention keys): a spatial step inside every temporal group,
 then a temporal step over adjacent pairs of groups. Both are the same primitive, `aggregate`: a size-weighted mean under
-an assignment whose rows sum to 1, so that sizes, positions and features keep their totals. How many tokens move is fixed
-by `merge_budgets` beforehand, therefore every shape is known before the first clip is read.
+an assignment whose rows sum to 1, so that sizes, positions and features keep their totals. How many tokens move is
+fixed by `merge_budgets` beforehand, therefore every shape is known before the first clip is read.
 
 Sizes, positions, similarities and softmaxes are float32 at least, whatever the dtype of the tokens and under autocast.
 """
@@ -28,7 +28,7 @@ POSITION_BITS = 20
 
 
 class MergeState(NamedTuple):
-    """The tokens of a batch of clips between two stages, L of them per clip, stored temporal group by temporal group."""
+    """The tokens of a batch of clips between two stages, L for each clip, stored by temporal groups."""
 
     tokens: torch.Tensor  # (batch, L, channels); a class token is kept aside by the caller
     sizes: torch.Tensor  # (batch, L) float32: how many original tokens are inside
@@ -86,8 +86,8 @@ def merge_budget(
     How many tokens move in one stage.
 
     The share `temporal_share` of the merges joins tokens of adjacent groups, the rest tokens of the same group. An odd
-    number of groups cannot be paired: all merges are spatial then. Counts are whole numbers per group, so the length may
-    miss `keep_ratio * num_tokens` by less than one token per group. `keep_ratio` 1 leaves tokens and groups alone.
+    number of groups cannot be paired: all merges are spatial then. Counts are whole numbers per group, so the length
+    may miss `keep_ratio * num_tokens` by less than one token per group. `keep_ratio` 1 leaves tokens and groups alone.
 
     Args:
         num_tokens: tokens of a clip before the stage, a multiple of `groups`.
@@ -97,8 +97,8 @@ def merge_budget(
         pair_groups: False for the tube topology, which never joins frames.
 
     Raises:
-        ValueError: for ratios out of range, tokens that do not split evenly into groups, and more merges than a stage can
-            do (half of a group in space, every token of each second group in time).
+        ValueError: for ratios out of range, tokens that do not split evenly into groups, and more merges than a stage
+            can do (half of a group in space, every token of each second group in time).
     """
     if not 0 < keep_ratio <= 1:
         raise ValueError(f"keep_ratio is the share of tokens that stay, in (0, 1]; got {keep_ratio}.")
@@ -122,8 +122,10 @@ def merge_budget(
     # A fraction of a token per group is rounding; more was asked for in earnest.
     if missing >= (pairs if paired else groups):
         raise ValueError(
-            f"keep_ratio {keep_ratio} asks for {merges} merges among {num_tokens} tokens in {groups} temporal groups, but "
-            f"one stage with temporal_share {temporal_share} can do {merges - missing}: keep more tokens per stage, use "
+            f"keep_ratio {keep_ratio} asks for {merges} merges among {num_tokens} tokens in {groups} temporal groups, "
+            "but "
+            f"one stage with temporal_share {temporal_share} can do {merges - missing}: keep more tokens per stage, "
+            "use "
             "more stages, or move the share."
         )
     return MergeBudget(
@@ -200,7 +202,8 @@ def start_merging(tokens: torch.Tensor, grid: Sequence[int]) -> MergeState:
     """
     if tokens.ndim != 3 or len(grid) != 3 or tokens.shape[1] != math.prod(grid):
         raise ValueError(
-            f"Merging starts from (batch, frames * rows * columns, channels) tokens, frame-major and without class token; "
+            "Merging starts from (batch, frames * rows * columns, channels) tokens, frame-major and without class "
+            "token; "
             f"got {tuple(tokens.shape)} for a grid of {tuple(grid)}."
         )
     batch, length, _ = tokens.shape
@@ -226,8 +229,8 @@ def unmerge(values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
 
     Args:
         values: (batch, L, channels), one row per current token.
-        source: (batch, original L), `MergeState.source`. After a soft merge (`top_q` > 1) a token counts as being in its
-            most similar receiver.
+        source: (batch, original L), `MergeState.source`. After a soft merge (`top_q` > 1) a token counts as being in
+            its most similar receiver.
 
     Returns:
         (batch, original L, channels).
@@ -261,10 +264,11 @@ def metric_from_keys(keys: torch.Tensor) -> torch.Tensor:
 
 def motion_features(state: MergeState) -> torch.Tensor:
     """
-    Seven numbers per token, linear in positions but for the size: centroid / grid, (centroid - anchor) / grid, log size.
+    Seven numbers per token, linear in positions but for the size: centroid / grid, (centroid - anchor) / grid, log
+        size.
 
-    For the track of an object the difference is "mean place of its members minus place of the earliest": its velocity is
-    the spatial part over the temporal part. Tokens merged inside one frame have 0 there.
+    For the track of an object the difference is "mean place of its members minus place of the earliest": its velocity
+    is the spatial part over the temporal part. Tokens merged inside one frame have 0 there.
 
     Returns:
         (batch, L, 7), dtype of the positions. The linear layer behind it, zero at initialisation, is the model's.
@@ -295,7 +299,8 @@ def aggregate(values: torch.Tensor, mass: torch.Tensor, assignment: Assignment) 
     places = assignment.targets.flatten(-2)
     kept_mass = mass.gather(-1, assignment.survivors)
     total = kept_mass.scatter_add(-1, places, share.flatten(-2))
-    # Weights are divided rather than sums: no pass over all channels, and a survivor that receives nothing keeps its bits.
+    # Weights are divided rather than sums: no pass over all channels, and a survivor that receives nothing keeps its
+    # bits.
     share = share / total.gather(-1, places).view_as(share)
     moved = share[..., None] * _take(values, assignment.movers)[..., None, :]
     means = (kept_mass / total)[..., None] * _take(values, assignment.survivors)
@@ -448,9 +453,9 @@ def merge_match(
     """
     STTM's default stage: a spatial step inside every group, then a temporal step over pairs of groups (2u, 2u + 1).
 
-    In the temporal step the earlier group receives, so that the anchor of a token stays where its track began. A saliency
-    gate weighs features, not sizes or positions; over both steps the weights of a token's members multiply out as in one
-    (choice: the gated mass is carried, not the gate averaged).
+    In the temporal step the earlier group receives, so that the anchor of a token stays where its track began. A
+    saliency gate weighs features, not sizes or positions; over both steps the weights of a token's members multiply out
+    as in one (choice: the gated mass is carried, not the gate averaged).
 
     Args:
         state: (batch, L, ...) tokens in `budget.groups_in` groups.
@@ -537,8 +542,8 @@ def merge_pool(
     settings: MergeSettings = TRAINING_FREE,
 ) -> MergeState:
     """
-    The variant closest to the abstract's wording: all tokens of a frame go, softly, into global meta tokens shared by the
-    clip; then windows of frames are fused meta token by meta token. Needs training. One stage, on unmerged tokens.
+    The variant closest to the abstract's wording: all tokens of a frame go, softly, into global meta tokens shared by
+    the clip; then windows of frames are fused meta token by meta token. Needs training. One stage, on unmerged tokens.
 
     Features of a window are weighed by size * exp(similarity to the meta token / temperature); sizes and positions by
     size alone, so their totals are kept.
@@ -552,20 +557,13 @@ def merge_pool(
     _check(state, metric, budget)
     if budget != pool_budget(state.grid, settings.meta_grid, budget.groups_out):
         raise ValueError(
-            f"{budget} is not the budget for pooling a {state.grid} grid by {settings.meta_grid} meta tokens; make it with "
+            f"{budget} is not the budget for pooling a {state.grid} grid by {settings.meta_grid} meta tokens; make it "
+            "with "
             "pool_budget."
         )
     dtype = state.sizes.dtype
     metric = metric.to(dtype)
-    metas, _ = global_meta_tokens(
-        metric,
-        state.sizes,
-        state.positions,
-        state.grid,
-        settings.meta_grid,
-        settings.meta_rounds,
-        settings.meta_temperature,
-    )
+    metas, _ = _meta_tokens_of(state, metric, settings)
     frames, windows, num_metas = state.groups, budget.groups_out, metas.shape[1]
     tiny = torch.finfo(dtype).tiny
 
@@ -581,8 +579,40 @@ def merge_pool(
     tokens, pooled_metric = into_metas(state.tokens), into_metas(metric)
     positions, anchors = into_metas(state.positions), into_metas(state.anchors)
 
-    # (batch, windows, frames of a window, K, ...): fuse over the third axis
     salience = (nn.functional.normalize(pooled_metric, dim=-1) * metas[:, None]).sum(-1) / settings.temperature
+    tokens, total, positions, anchors = _fuse_windows(windows, sizes, salience, tokens, positions, anchors)
+
+    window = torch.arange(frames, device=metric.device) // (frames // windows)
+    source = share.detach().argmax(-1) + (window * num_metas)[:, None]
+    return MergeState(
+        _ungroup(tokens).to(state.tokens.dtype),
+        _ungroup(total),
+        _ungroup(positions),
+        _ungroup(anchors),
+        _ungroup(source).gather(1, state.source),
+        windows,
+        state.grid,
+    )
+
+
+def _fuse_windows(
+    windows: int,
+    sizes: torch.Tensor,
+    salience: torch.Tensor,
+    tokens: torch.Tensor,
+    positions: torch.Tensor,
+    anchors: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    The frames of each window as one: features weighed by size * exp(salience), positions by size, the first anchors.
+
+    Args:
+        sizes, salience: (batch, frames, K); tokens, positions, anchors: (batch, frames, K, ...).
+
+    Returns:
+        Tokens, sizes, positions and anchors, (batch, windows, K, ...).
+    """
+    tiny = torch.finfo(sizes.dtype).tiny
     sizes, salience, tokens, positions, anchors = (
         part.unflatten(1, (windows, -1)) for part in (sizes, salience, tokens, positions, anchors)
     )
@@ -591,25 +621,14 @@ def merge_pool(
     total = sizes.sum(2)
     tokens = (weight * tokens).sum(2) / weight.sum(2)
     positions = (sizes[..., None] * positions).sum(2) / total.clamp(min=tiny)[..., None]
-
-    window = torch.arange(frames, device=metric.device) // (frames // windows)
-    source = share.detach().argmax(-1) + (window * num_metas)[:, None]
-    return MergeState(
-        _ungroup(tokens).to(state.tokens.dtype),
-        _ungroup(total),
-        _ungroup(positions),
-        _ungroup(anchors[:, :, 0]),
-        _ungroup(source).gather(1, state.source),
-        windows,
-        state.grid,
-    )
+    return tokens, total, positions, anchors[:, :, 0]
 
 
 @_without_autocast
 def merge_alternate(state: MergeState, metric: torch.Tensor, budget: MergeBudget) -> MergeState:
     """
-    Baseline in the manner of ToMe (arXiv 2210.09461), written from its description: every second token is a source, each
-    source looks for its most similar receiver by cosine, and the best pairs merge by size-weighted mean.
+    Baseline in the manner of ToMe (arXiv 2210.09461), written from its description: every second token is a source,
+    each source looks for its most similar receiver by cosine, and the best pairs merge by size-weighted mean.
 
     Knows neither frames nor places. Afterwards the tokens form a single group; at most half of them can merge.
     """
@@ -704,8 +723,8 @@ def merge_tokens(
     """
     Every way of having fewer tokens by its name: STTM's "match", "tube" and "pool", and the BASELINES.
 
-    The baselines read nothing of a budget but its lengths (those of a tube its groups as well), so one budget compares all
-    of them at equal cost.
+    The baselines read nothing of a budget but its lengths (those of a tube its groups as well), so one budget compares
+    all of them at equal cost.
 
     Raises:
         ValueError: for an unknown method, a gate where it would be ignored, and whatever the method itself refuses.
@@ -768,7 +787,8 @@ def add_size_channel(
     head_dim = query.shape[-1]
     if key.shape[-1] != head_dim or value.shape[-1] != head_dim or sizes.shape != (key.shape[0], key.shape[2]):
         raise ValueError(
-            "Size-aware attention needs query, key and value of (batch, heads, length, head_dim) and sizes of (batch, keys); "
+            "Size-aware attention needs query, key and value of (batch, heads, length, head_dim) and sizes of (batch, "
+            "keys); "
             f"got {tuple(query.shape)}, {tuple(key.shape)}, {tuple(value.shape)} and {tuple(sizes.shape)}."
         )
     scale = head_dim**-0.5 if scale is None else scale
@@ -806,7 +826,7 @@ def _flat_rows(index: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def _take(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Rows of (..., n, channels) by (..., k) numbers: (..., k, channels). Whole rows are copied, faster than `gather`."""
+    """Rows of (..., n, channels) by (..., k) numbers: (..., k, channels). Copies whole rows, faster than `gather`."""
     channels = values.shape[-1]
     rows = values.reshape(-1, channels).index_select(0, _flat_rows(index, values.shape[-2]))
     return rows.view(*index.shape, channels)
@@ -838,16 +858,17 @@ def _similarity_features(state: MergeState, metric: torch.Tensor, settings: Merg
     metric = (metric.detach() if settings.top_q == 1 else metric).to(state.sizes.dtype)
     if not isinstance(settings.meta_weight, torch.Tensor) and settings.meta_weight == 0:
         return [metric]
-    _, assignment = global_meta_tokens(
-        metric,
-        state.sizes,
-        state.positions,
-        state.grid,
-        settings.meta_grid,
-        settings.meta_rounds,
-        settings.meta_temperature,
+    return [metric, _meta_tokens_of(state, metric, settings)[1]]
+
+
+def _meta_tokens_of(
+    state: MergeState, metric: torch.Tensor, settings: MergeSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The global meta tokens of a state, as its settings want them."""
+    grids = (state.grid, settings.meta_grid)
+    return global_meta_tokens(
+        metric, state.sizes, state.positions, *grids, settings.meta_rounds, settings.meta_temperature
     )
-    return [metric, assignment]
 
 
 def _similarity(
@@ -857,7 +878,7 @@ def _similarity(
     receivers: torch.Tensor,
     meta_weight: float | torch.Tensor,
 ) -> torch.Tensor:
-    """Cosine of the metrics plus `meta_weight` times the agreement on meta tokens, (batch, groups, sources, receivers)."""
+    """Cosine of the metrics plus `meta_weight` times that on meta tokens, (batch, groups, sources, receivers)."""
     unit = _group(nn.functional.normalize(features[0], dim=-1), groups)
     similarity = _take(unit, sources) @ _take(unit, receivers).transpose(-1, -2)
     if len(features) == 1:

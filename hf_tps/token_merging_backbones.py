@@ -12,9 +12,9 @@
     | XViT        | "tube"   | 1                 | frames exchange keys and values place by place                  |
     | LAPS (ViT)  | "tube"   | 1                 | frames exchange channels place by place                         |
 
-"match" merges inside frames and between them; "tube" gives all frames the same merges, so that token i stays one place of
-the clip wherever a model relates frames place by place. TPS and LAPS on Visformer cannot merge: windows and convolutions
-need whole maps.
+"match" merges inside frames and between them; "tube" gives all frames the same merges, so that token i stays one place
+of the clip wherever a model relates frames place by place. TPS and LAPS on Visformer cannot merge: windows and
+convolutions need whole maps.
 
 Models are known by the names of their classes and configs, never imported.
 """
@@ -121,7 +121,8 @@ class VideoBackbone:
         own = self.own_grid(config)
         if grid[axes] != own[axes]:
             raise ValueError(
-                f"This {config.model_type} takes clips of {own} tokens over time, rows and columns, as its config says; these "
+                f"This {config.model_type} takes clips of {own} tokens over time, rows and columns, as its config "
+                "says; these "
                 f"clips have {grid}."
             )
 
@@ -254,8 +255,8 @@ class ViViT(VideoBackbone):
 
 def without_mask(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """
-    Forward pre-hook of a ViViT's block: the model makes a mask that hides nothing when it is exported, for the tokens of a
-    whole clip. Another mask is refused by `check_call`.
+    Forward pre-hook of a ViViT's block: the model makes a mask that hides nothing when it is exported, for the tokens
+    of a whole clip. Another mask is refused by `check_call`.
     """
     return args[:1], {**kwargs, "attention_mask": None}
 
@@ -282,7 +283,8 @@ class VJEPA2(VideoBackbone):
     def check_call(self, config: PreTrainedConfig, grid: Grid, arguments: dict[str, Any]) -> None:
         if not arguments.get("skip_predictor"):
             raise ValueError(
-                "The predictor of V-JEPA 2 counts the tokens of a whole clip, merged ones have no place there: call the "
+                "The predictor of V-JEPA 2 counts the tokens of a whole clip, merged ones have no place there: call "
+                "the "
                 "model with skip_predictor=True, as its classifier does."
             )
         # It numbers places by its config, whatever the clip.
@@ -353,7 +355,7 @@ class FrameByFrame(VideoBackbone):
 
 
 class TimeSformer(FrameByFrame):
-    """The hidden states are (batch, 1 + places * frames, channels), place-major; keys of its spatial attention by frames."""
+    """Hidden states (batch, 1 + places * frames, channels), place-major; keys of its spatial attention by frames."""
 
     model_type = "timesformer"
     blocks = "encoder.layer"

@@ -6,10 +6,10 @@
     logits = model(clips).logits
     remove_token_merging(model)
 
-Tokens are merged AFTER a block, by a hook on it; what they are compared by are the keys of that block's attention, before
-rotary embedding, from a hook that follows their projection (`plug.py`). The blocks behind it read fewer tokens, and their
-attention is told how many of the clip's tokens each one stands for (`size_aware_attention.py`). What is particular to a model
-stands in `token_merging_backbones.py`.
+Tokens are merged AFTER a block, by a hook on it; what they are compared by are the keys of that block's attention,
+before rotary embedding, from a hook that follows their projection (`plug.py`). The blocks behind it read fewer tokens,
+and their attention is told how many of the clip's tokens each one stands for (`size_aware_attention.py`). What is
+particular to a model stands in `token_merging_backbones.py`.
 
 What belongs to one call is kept with the thread that makes it, so that one model serves several threads.
 """
@@ -58,34 +58,38 @@ HANDLES = "_token_merging"  # the plug, on the base model while it is in
 @dataclass(kw_only=True, repr=False, eq=False)  # STTMConfig has those of Transformers
 class MergeOptions:
     """
-    Everything that can be chosen of a merging model. `STTMConfig` has these fields, `add_token_merging` these parameters.
+    Everything that can be chosen of a merging model. `STTMConfig` has these fields, `add_token_merging` these
+    parameters.
 
     Args:
         merge_layers (`tuple` of ints, *optional*):
-            Tokens merge after so many blocks. None: after a quarter, a half and three quarters of them; (3, 6, 9) of 12.
+            Tokens merge after so many blocks. None: after a quarter, a half and three quarters of them; (3, 6, 9) of
+                12.
         keep_ratio (`float`, *optional*):
-            Share of the tokens that each stage keeps, in (0, 1]. None: the largest, in hundredths, that saves 38 % of the
-            multiply-accumulates (VideoMAE-B: 0.72).
+            Share of the tokens that each stage keeps, in (0, 1]. None: the largest, in hundredths, that saves 38 % of
+            the multiply-accumulates (VideoMAE-B: 0.72).
         method (`str`, *optional*):
-            "match" merges the most similar tokens in space, then in time; "tube" gives all frames the same merges. None: the
-            one that fits the model (see `token_merging_backbones.py`). "pool" puts all tokens into global meta tokens, once,
-            and needs training. "tome", "random" and "drop" are baselines, "tube-random" and "tube-drop" those of "tube".
+            "match" merges the most similar tokens in space, then in time; "tube" gives all frames the same merges.
+            None: the one that fits the model (see `token_merging_backbones.py`). "pool" puts all tokens into global
+            meta tokens, once, and needs training. "tome", "random" and "drop" are baselines, "tube-random" and
+            "tube-drop" those of "tube".
         temporal_share (`float`, defaults to 0.5):
             Share of the merges of "match" that join frames, in [0, 1]. Frames pair while their number is even.
         merges_per_stage (`int`, *optional*):
-            Of "tome", "random" and "drop", in place of `keep_ratio`: the same number of merges at each of `merge_layers`.
+            Of "tome", "random" and "drop", in place of `keep_ratio`: the same number of merges at each of
+                `merge_layers`.
         size_weight (`float`, *optional*):
-            alpha: attention logits get alpha * log(size of the key). None: the model's (VideoMAE and V-JEPA 2, which were
-            trained with missing tokens, 0; the others 1). The poolers of V-JEPA 2 and VideoPrism always have 1.
+            alpha: attention logits get alpha * log(size of the key). None: the model's (VideoMAE and V-JEPA 2, which
+            were trained with missing tokens, 0; the others 1). The poolers of V-JEPA 2 and VideoPrism always have 1.
         pool_windows (`int`, *optional*):
             Of "pool": windows of frames that are fused; `pool_windows` times the cells of `meta_grid` tokens are left.
         top_q (`int`, defaults to 1):
-            Receivers that share a moving token, by softmax with `temperature` (`float`, defaults to 0.05). 4 is meant for
-            training, and then for evaluation too.
+            Receivers that share a moving token, by softmax with `temperature` (`float`, defaults to 0.05). 4 is meant
+            for training, and then for evaluation too.
         meta_weight (`float`, defaults to 0.0):
-            eta: weight of the agreement on global meta tokens. These start from the cells of `meta_grid` (`tuple`, defaults to
-            (2, 4, 4), over time, rows, columns) and take `meta_rounds` (`int`, defaults to 2) rounds of soft k-means with
-            `meta_temperature` (`float`, defaults to 0.1).
+            eta: weight of the agreement on global meta tokens. These start from the cells of `meta_grid` (`tuple`,
+            defaults to (2, 4, 4), over time, rows, columns) and take `meta_rounds` (`int`, defaults to 2) rounds of
+            soft k-means with `meta_temperature` (`float`, defaults to 0.1).
     """
 
     merge_layers: list[int] | tuple[int, ...] | None = None
@@ -318,8 +322,8 @@ class Call:
 
 class ThreadCalls(threading.local):
     """
-    What goes on in this thread: `calls` of plugged models, the innermost last; and for each of them the forward pass whose
-    checkpointed blocks the backward pass computes again here. The graph of that forward pass keeps it alive.
+    What goes on in this thread: `calls` of plugged models, the innermost last; and for each of them the forward pass
+    whose checkpointed blocks the backward pass computes again here. The graph of that forward pass keeps it alive.
     """
 
     def __init__(self) -> None:
@@ -526,7 +530,7 @@ class TokenMerging(Plug):
         return (size_weighted_mean(last, self.state_at(self.last_stage, last.device).sizes), *args[1:])
 
     def weigh_probabilities(self, stage: int, module: nn.Module, args: tuple) -> tuple | None:
-        """Before the dropout of attention weights (groups, heads, queries, keys): as if each key stood there `size` times."""
+        """Before the dropout of attention weights (groups, heads, queries, keys): each key counts `size` times."""
         strength = self.strength(stage)
         if not self.sees_sizes(stage, strength):
             return None
@@ -548,20 +552,21 @@ class TokenMerging(Plug):
     def check_checkpointing(self) -> None:
         """
         Raises:
-            ValueError: for reentrant checkpointing where sizes have a gradient: it cuts the graph between the blocks, through
-                which the sizes of merged tokens pass beside the hidden states.
+            ValueError: for reentrant checkpointing where sizes have a gradient: it cuts the graph between the blocks,
+                through which the sizes of merged tokens pass beside the hidden states.
         """
         function = self.checkpointing_function()
         if function is None or not (getattr(function, "keywords", None) or {}).get("use_reentrant", False):
             return
         if self.plan.settings.top_q > 1 or self.plan.method == "pool" or any(self.learned):
             raise ValueError(
-                "Reentrant gradient checkpointing would lose gradients of merged tokens where something of the merging is "
+                "Reentrant gradient checkpointing would lose gradients of merged tokens where something of the merging "
+                "is "
                 "learned or top_q is above 1: call gradient_checkpointing_enable({'use_reentrant': False})."
             )
 
     def keep_run_for_backward(self, hidden_states: torch.Tensor) -> None:
-        """Checkpointed blocks are computed again in the backward pass, after other forward passes maybe: with this run."""
+        """Checkpointed blocks are computed again in the backward pass, after others maybe: with this forward pass."""
         if hidden_states.requires_grad and self.checkpointing_function() is not None:
             hidden_states.register_hook(partial(self.return_to_run, self.run))
 
@@ -597,7 +602,8 @@ def check_layout(base: nn.Module, backbone: VideoBackbone) -> None:
             block.get_submodule(backbone.attention).get_submodule(backbone.key_projection)
     except AttributeError as error:
         raise ValueError(
-            f"This {type(base).__name__} has a layout that is not known here (known: Transformers 5.20 to 5.23): {error}."
+            f"This {type(base).__name__} has a layout that is not known here (known: Transformers 5.20 to 5.23): "
+            f"{error}."
         ) from error
 
 
@@ -622,15 +628,17 @@ def add_token_merging(model: nn.Module, keep_ratio: float | None = None, **optio
     """
     Let a video transformer merge similar tokens (STTM), without training.
 
-    The model's outputs keep their form; `last_hidden_state`, and `hidden_states` behind a merge, have fewer tokens. Sizes
-    and places of the tokens are outputs of `STTMModel`. Give the classifier rather than its base model where there is one:
-    a head that takes a mean over tokens has to weigh it by size. With a keep ratio of 1 everything is as before, to the bit.
+    The model's outputs keep their form; `last_hidden_state`, and `hidden_states` behind a merge, have fewer tokens.
+    Sizes and places of the tokens are outputs of `STTMModel`. Give the classifier rather than its base model where
+    there is one: a head that takes a mean over tokens has to weigh it by size. With a keep ratio of 1 everything is as
+        before, to the bit.
 
     Args:
-        model: VideoMAEModel, VivitModel, TimesformerModel (divided space-time attention), VJEPA2Model, VideoPrismVisionModel
-            of Transformers, XViTModel, LAPSModel (on ViT) of this package, or a model around one of them such as a classifier.
-        keep_ratio: share of the tokens that each stage keeps, in (0, 1]; None: the largest, in hundredths, that saves 38 %
-            of the multiply-accumulates (VideoMAE-B: 0.72).
+        model: VideoMAEModel, VivitModel, TimesformerModel (divided space-time attention), VJEPA2Model,
+            VideoPrismVisionModel of Transformers, XViTModel, LAPSModel (on ViT) of this package, or a model around one
+            of them such as a classifier.
+        keep_ratio: share of the tokens that each stage keeps, in (0, 1]; None: the largest, in hundredths, that saves
+            38 % of the multiply-accumulates (VideoMAE-B: 0.72).
         options: the other fields of [`MergeOptions`].
 
     Returns:
@@ -638,9 +646,9 @@ def add_token_merging(model: nn.Module, keep_ratio: float | None = None, **optio
 
     Raises:
         TypeError: for an option that `MergeOptions` does not have.
-        ValueError: for a model that cannot merge or merges already, options out of range, layers that do not exist, more
-            merges than there are tokens. The model is untouched then. Later, at a call: for what merged tokens cannot give
-            (masked clips, V-JEPA 2's predictor) and clips too small for the plan.
+        ValueError: for a model that cannot merge or merges already, options out of range, layers that do not exist,
+            more merges than there are tokens. The model is untouched then. Later, at a call: for what merged tokens
+            cannot give (masked clips, V-JEPA 2's predictor) and clips too small for the plan.
     """
     base = find_video_transformer(model)
     plug_merging(model, plan_merging(base.config, MergeOptions(keep_ratio=keep_ratio, **options)))

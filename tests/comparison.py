@@ -1,7 +1,7 @@
 """How close two tensors must be that were computed in two ways: another kernel, batch, thread count or copy of a model.
 
-Each of them may sum in another order, so that only the size of the numbers tells what is rounding. Bits (`torch.equal`) are
-for the same tensors that go through the same operators twice.
+Each of them may sum in another order, so that only the size of the numbers tells what is rounding. Bits (`torch.equal`)
+are for the same tensors that go through the same operators twice.
 """
 
 import torch
@@ -26,8 +26,8 @@ def assert_gradients_close(
     """
     The same names, and no entry of a gradient further away than `share` of the largest entry of this gradient.
 
-    A gradient that is zero but for rounding, such as that of a key's bias before softmax, has no size of its own: a hundredth
-    of the share of the largest entry of all gradients is allowed as well.
+    A gradient that is zero but for rounding, such as that of a key's bias before softmax, has no size of its own: a
+    hundredth of the share of the largest entry of all gradients is allowed as well.
     """
     assert actual.keys() == expected.keys()
     largest = max(gradient.abs().max().item() for gradient in expected.values())

@@ -25,7 +25,7 @@ def tensors(arrays: dict) -> dict[str, torch.Tensor]:
 
 
 def original_state_dict(golden: dict) -> dict[str, torch.Tensor]:
-    """Every key of the original TPS checkpoint: floats by the recipe, index buffers as the original code builds them."""
+    """Every key of the original TPS checkpoint: floats by the recipe, index buffers as the original builds them."""
     state_dict = tensors(recipe.synth_state_dict(golden["manifest"]))
     for key, shape, _ in golden["manifest"]:
         if key not in state_dict:

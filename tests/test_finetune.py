@@ -81,13 +81,14 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
 
 
 def assert_trained_alike(actual: Path, expected: Path) -> None:
-    """Two runs ended with the same weights and told the same history, but for rounding: a step of 3e-3 is 30 times as long."""
+    """Two runs ended with the same weights and history but for rounding: a step of 3e-3 is 30 times as long."""
     found, wanted = weights(actual), weights(expected)
     assert found.keys() == wanted.keys()
     for name, weight in wanted.items():
         apart = (found[name] - weight).abs()
         if name.endswith("qkv.bias"):
-            # Softmax does not see the bias of the keys: its gradient is rounding noise, which AdamW makes into full steps.
+            # Softmax does not see the bias of the keys: its gradient is rounding noise, which AdamW makes into full
+            # steps.
             apart = torch.stack(apart.chunk(3))[[0, 2]]
         assert apart.max() < 1e-4, name
     for first, second in zip(results(actual)["history"], results(expected)["history"], strict=True):

@@ -120,7 +120,7 @@ BIASES = ("attention.attention.q_bias", "attention.attention.query.bias")
 
 
 def rename_biases(folder, to: str):
-    """Rewrite the file with another name for the biases of the queries (Transformers writes one of `BIASES` by version)."""
+    """Another name for the biases of the queries in the file (Transformers writes one of `BIASES` by version)."""
     renamed = {}
     for key, value in load_file(folder / "model.safetensors").items():
         for name in BIASES:
@@ -329,7 +329,7 @@ def test_hidden_states_and_attentions_can_be_asked_for_in_the_config(name):
 
 
 def test_weights_that_no_file_has_are_initialised_as_in_a_new_model(name, monkeypatch):
-    """Each module draws from the same seed: then only what initialisation forgets, or does in another way, can differ."""
+    """Each module draws from the same seed: only what initialisation forgets, or does in another way, can differ."""
     initialize = PreTrainedModel._initialize_weights
 
     def seeded(self, module, *args, **kwargs):

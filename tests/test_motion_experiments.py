@@ -184,9 +184,7 @@ def test_the_tables_show_means_and_mark_what_misses_its_target():
     assert lines[3] == "| TPS | 1.00 M | 50 M | 9600 | 2.0 | 96.0 | **56.0** | 31.0 | 95.0 |"
     assert len(lines) == 4
     runs = [{**run, "row": "both", "time_off": False} for run in runs[:2]]
-    assert (
-        ablations.table(runs).splitlines()[2].startswith("| patch and channel shift, the release's bias | 96.0 ± 2.0 |")
-    )
+    assert "| patch and channel shift, the release's bias | 96.0 ± 2.0 |" in ablations.table(runs).splitlines()[2]
 
 
 @pytest.mark.parametrize("name", list(evidence.MERGING))

@@ -1,4 +1,4 @@
-"""Folders written by the package open where it is not installed, with `trust_remote_code=True`: a fresh process each."""
+"""Folders of the package open where it is not installed, with `trust_remote_code=True`: a fresh process each."""
 
 import json
 import os

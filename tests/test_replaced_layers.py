@@ -1,4 +1,4 @@
-"""The package's own models with layers that somebody replaced: adapters, quantisers, copies. None of them may lose time."""
+"""The package's own models with replaced layers: adapters, quantisers, copies. None may lose its sense of time."""
 
 import copy
 import io

@@ -18,7 +18,7 @@ OPS = golden_cases.load("ops")
 
 
 def windows_as_clips(flat: torch.Tensor, batch: int, frames: int) -> torch.Tensor:
-    """(batch * time * windows, heads, 49, head_dim) of the original to (batch * windows, frames, 7, 7, heads * head_dim)."""
+    """(batch * time * windows, heads, 49, head_dim) of the original to (batch * windows, frames, 7, 7, channels)."""
     _, heads, _, head_dim = flat.shape
     clips = flat.view(batch, frames, -1, heads, 7, 7, head_dim).permute(0, 2, 1, 4, 5, 3, 6)
     return clips.reshape(-1, frames, 7, 7, heads * head_dim)

@@ -1,4 +1,4 @@
-"""The plug-in against this package's own video models, against the image model, and in and out of every supported model."""
+"""The plug-in against this package's own video models and the image model, in and out of every supported model."""
 
 import copy
 import io
@@ -230,7 +230,7 @@ def attended_keys(model, clips) -> list[torch.Tensor]:
 
 
 def hand_made_windows(tokens: torch.Tensor, side: int, shifted: bool) -> torch.Tensor:
-    """(images, rows * columns, channels) of a square map to (batch, frames, windows down, across, places down, across, channels)."""
+    """(images, rows * columns, channels) of a square map to (batch, frames, windows [2], places [2], channels)."""
     rows = round(tokens.shape[1] ** 0.5)
     maps = tokens.unflatten(1, (rows, rows)).unflatten(0, (-1, FRAMES))
     if shifted:

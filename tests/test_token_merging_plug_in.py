@@ -365,7 +365,7 @@ def test_a_plugged_model_compiles_once_for_all_batches_of_a_size():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16_stays_close_when_the_same_tokens_merge(name):
-    """Which tokens merge may flip in half precision; with everything merged in pairs of equal tokens it cannot matter."""
+    """Which tokens merge may flip in half precision; where pairs of equal tokens merge it cannot matter."""
     model, clip = video_transformers.build(name), video_transformers.clip(name)
     add_token_merging(model, keep_ratio=0.75)
     full = logits(model, clip)
@@ -382,8 +382,12 @@ COSTS = {
     "ViViT-B": (VivitForVideoClassification, VivitConfig(), 451.52, 0.75, 279.19, (2352, 1764, 1324)),
     "TimeSformer-B": (TimesformerForVideoClassification, TimesformerConfig(), 195.83, 0.69, 121.38, (1080, 744, 512)),
     "V-JEPA2-L 64": (VJEPA2ForVideoClassification, VJEPA2Config(), 5785.3, 0.77, 3530.9, (6304, 4856, 3740)),
-    "V-JEPA2-L 16": (VJEPA2ForVideoClassification, VJEPA2Config(frames_per_clip=16), 827.85, 0.72, 506.87, (1476, 1064, 766)),
-    "VideoPrism-B": (VideoPrismForVideoClassification, VideoPrismVisionConfig(), 486.64, 0.75, 299.91, (3072, 2304, 1728)),
+    "V-JEPA2-L 16": (
+        VJEPA2ForVideoClassification, VJEPA2Config(frames_per_clip=16), 827.85, 0.72, 506.87, (1476, 1064, 766)
+    ),
+    "VideoPrism-B": (
+        VideoPrismForVideoClassification, VideoPrismVisionConfig(), 486.64, 0.75, 299.91, (3072, 2304, 1728)
+    ),
     "XViT-B": (XViTForVideoClassification, XViTConfig(), 281.01, 0.69, 174.19, (2160, 1488, 1024)),
     "LAPS-ViT-B": (LAPSForVideoClassification, LAPSConfig(backbone="vit"), 146.23, 0.69, 89.69, (1080, 744, 512)),
 }  # fmt: skip
@@ -455,7 +459,7 @@ BAD_SETTINGS = {
     "pool twice": ({"method": "pool", "pool_windows": 2}, r"merges once"),
     "windows of match": ({"pool_windows": 2}, r"setting of method='pool'"),
     "constant merges of match": ({"merges_per_stage": 9}, r"is for the methods \('tome', 'random', 'drop'\)"),
-    "meta tokens finer than tokens": ({"meta_weight": 0.1, "meta_grid": (2, 8, 8)}, r"does not fit the \(4, 4, 4\) grid"),
+    "fine meta tokens": ({"meta_weight": 0.1, "meta_grid": (2, 8, 8)}, r"does not fit the \(4, 4, 4\) grid"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Micro versions of every video transformer whose tokens can merge, as classifiers with weights that make a difference."""
+"""Micro versions of every video transformer whose tokens can merge, with weights that make a difference."""
 
 import torch
 from transformers import (
