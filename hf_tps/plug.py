@@ -24,7 +24,9 @@ class ConfigOverlay:
     """An object with some attributes of its own; every other one is the target's, as it is at that moment."""
 
     def __init__(self, target: Any, **attributes: Any):
-        self.__dict__.update(attributes, _target=target)
+        self._target = target
+        for name, value in attributes.items():  # one by one, as Dynamo can trace
+            setattr(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
         # Asked only for what is not here; copying and pickling ask for special names before anything is here.
@@ -119,6 +121,7 @@ class Plug:
         followed = FollowedHook(path, hook, before)
         self.undo.append(partial(followed.remove, parent))
         self.before(parent, followed)
+        move_hook(followed, parent)  # already now, since Dynamo before torch 2.11 cannot trace it
 
     def replace_attribute(self, module: nn.Module, name: str, value: Any) -> None:
         """Give an instance another attribute."""
