@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
 """Configuration of LAPS: leap attention between distant frames, then periodic shift, on Visformer or ViT."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -125,7 +127,7 @@ class LAPSConfig(PreTrainedConfig):
     shift_div: int = 4
     view_aggregation: str = "logits"
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         for name, value in _DEFAULTS.get(self.backbone, {}).items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -147,7 +149,7 @@ class LAPSConfig(PreTrainedConfig):
         """Leap level of a block (of Visformer's stages 1 and 2, counted from 0; ViT: stage 0), None for one frame."""
         if self.attention_scope != "leap":
             return None
-        levels = self.leap_levels[stage - 1] if self.backbone == "visformer" else self.leap_levels
+        levels: Any = self.leap_levels[stage - 1] if self.backbone == "visformer" else self.leap_levels
         return levels[block % len(levels)]
 
     def levels(self) -> set[int]:
@@ -156,7 +158,7 @@ class LAPSConfig(PreTrainedConfig):
         used = {self.level_of_block(stage, block) for stage in with_attention for block in range(self.depths[stage])}
         return used - {None}
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Check that the fields fit together; the model calls it too, since fields can be set one by one."""
         choices = {
             "backbone": ("visformer", "vit"),
@@ -198,7 +200,7 @@ class LAPSConfig(PreTrainedConfig):
         if self.attention_scope == "leap":
             self.validate_levels()
 
-    def validate_levels(self):
+    def validate_levels(self) -> None:
         nested = [isinstance(entry, list | tuple) for entry in self.leap_levels]
         if self.backbone == "visformer" and (len(nested) != 2 or not all(nested) or not all(self.leap_levels)):
             raise ValueError(

@@ -67,7 +67,7 @@ class STTMConfig(MergeOptions, PreTrainedConfig):
     initializer_range: float = 0.02
     view_aggregation: str = "logits"
 
-    def __post_init__(self, **kwargs: Any):
+    def __post_init__(self, **kwargs: Any) -> None:
         if (
             kwargs.pop("merge_point", "after_block") != "after_block"
         ):  # a field of the first release, with this one value

@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
 """Configuration of TPS: a Swin transformer that reads video through temporal patch shift and channel shift."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -111,7 +113,7 @@ class TPSConfig(PreTrainedConfig):
     temporal_bias_size: int | None = None
     view_aggregation: str = "probabilities"
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.temporal_bias_size is None and self.num_frames > 0 and self.tubelet_size > 0:
             self.temporal_bias_size = self.num_temporal_positions
         super().__post_init__(**kwargs)
@@ -119,7 +121,7 @@ class TPSConfig(PreTrainedConfig):
         self.validate_architecture()
 
     @classmethod
-    def paper(cls, **kwargs) -> "TPSConfig":
+    def paper(cls, **kwargs: Any) -> "TPSConfig":
         """The method as the paper describes it, where the released code differs; `kwargs` as for the class."""
         return cls(**{"shift_order": ("patch", "channel"), "relative_position_bias": "same_frame", **kwargs})
 
@@ -143,7 +145,7 @@ class TPSConfig(PreTrainedConfig):
         order = self.shift_order or (None,)
         return order[index % len(order)]
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Check that the fields fit together; the model calls it too, since fields can be set one by one."""
         for name in (
             "image_size",

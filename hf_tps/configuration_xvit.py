@@ -1,6 +1,8 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
 """Configuration of XViT: a ViT per frame whose keys and values mix channels of neighbouring frames."""
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -90,7 +92,7 @@ class XViTConfig(PreTrainedConfig):
     classifier_dropout: float | int = 0.5
     view_aggregation: str = "logits"
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.num_temporal_embeddings is None:
             self.num_temporal_embeddings = self.num_frames
         super().__post_init__(**kwargs)
@@ -98,7 +100,7 @@ class XViTConfig(PreTrainedConfig):
         self.validate_architecture()
 
     @classmethod
-    def paper(cls, **kwargs) -> "XViTConfig":
+    def paper(cls, **kwargs: Any) -> "XViTConfig":
         """The method as the paper describes it, where the released code differs; `kwargs` as for the class."""
         return cls(**{"num_temporal_embeddings": None, "segment_length": None, **kwargs})
 
@@ -106,8 +108,9 @@ class XViTConfig(PreTrainedConfig):
         """Whether block `layer` mixes neighbouring frames."""
         return self.shift_div > 0 and (self.mixing_layers is None or layer in self.mixing_layers)
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Check that the fields fit together; the model calls it too, since fields can be set one by one."""
+        positive: tuple[str, ...]
         positive = ("image_size", "num_frames", "num_channels", "patch_size", "hidden_size", "num_hidden_layers")
         positive += ("num_attention_heads", "intermediate_size", "num_temporal_embeddings", "temporal_window")
         positive += ("temporal_head_heads", "temporal_head_size")

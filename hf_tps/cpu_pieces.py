@@ -19,6 +19,7 @@ The rule, in every family:
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +43,7 @@ def in_pieces(function: Callable[..., torch.Tensor], row_elements: int, *tensors
     rows = tensors[0].shape[0]
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or tensors[0].device.type != "cpu":
         return function(*repeat_rows(tensors))
-    tensors = [tensor.expand(rows, *tensor.shape[1:]) if tensor.shape[0] == 1 else tensor for tensor in tensors]
+    tensors = tuple(tensor.expand(rows, *tensor.shape[1:]) if tensor.shape[0] == 1 else tensor for tensor in tensors)
     period = min(tensor.shape[0] for tensor in tensors)
     piece = max(1, PIECE_BYTES // (row_elements * tensors[0].element_size()))
     lengths = [min(piece, period - start) for start in range(0, period, piece)]
@@ -68,7 +69,7 @@ def attend_in_pieces(
     attend: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
     row_elements: int,
     *tensors: torch.Tensor,
-    **kwargs,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     `attend(*tensors, **kwargs)`, some rows at a time where the rule above allows it.

@@ -3,14 +3,16 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .checkpoint_reading import Checkpoint, read_checkpoint
@@ -95,19 +97,28 @@ class VideoPreTrainedModel(PreTrainedModel):
     # Beginnings of the weights that an image model does not have
     _new_from_image: tuple[str, ...] = ("classifier.",)
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
         # Transformers names only the class that is saved; then AutoModel would not open the folder of a classifier.
         if self._auto_class is not None:
             self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **self._auto_classes}
         return super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
-    def config_and_weights_from_image(cls, checkpoint: Checkpoint, overrides: dict):
+    def config_and_weights_from_image(
+        cls, checkpoint: Checkpoint, overrides: dict
+    ) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
         """The config, and the tensors of the base model, that an image checkpoint gives. Each family's own."""
         raise NotImplementedError(f"{cls.__name__} has no image model to start from.")
 
     @classmethod
-    def from_image_pretrained(cls, pretrained_model_name_or_path, *, dtype=None, attn_implementation=None, **kwargs):
+    def from_image_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        dtype: torch.dtype | str | None = None,
+        attn_implementation: str | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """
         A video model that starts from the weights of its image model.
 
@@ -133,7 +144,7 @@ class VideoPreTrainedModel(PreTrainedModel):
         return cls.load_from_image(pretrained_model_name_or_path, overrides, loading, hub_kwargs)
 
     @classmethod
-    def load_from_image(cls, name_or_path: str | Path, overrides: dict, loading: dict, hub_kwargs: dict):
+    def load_from_image(cls, name_or_path: str | Path, overrides: dict, loading: dict, hub_kwargs: dict) -> Self:
         """`from_image_pretrained` with its keywords checked and sorted."""
         checkpoint = read_checkpoint(name_or_path, **hub_kwargs)
         config, state_dict = cls.config_and_weights_from_image(checkpoint, overrides)
@@ -167,10 +178,10 @@ class PreTrainedModelAroundBackbone(VideoPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.base_model.backbone.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.base_model.backbone.set_input_embeddings(value)
 
-    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False):
+    def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False) -> Any:
         """
         Takes the names of today and those that `save_pretrained` writes, which are the names of published image
         checkpoints. Trainer resumes through this method without renaming, and would go on with new weights.
@@ -183,16 +194,21 @@ class PreTrainedModelAroundBackbone(VideoPreTrainedModel):
 
 
 class VideoClassificationMixin:
-    """
-    Forward pass of every `XForVideoClassification`: views folded into the batch, base model, classifier, views
-        averaged.
+    """Forward pass of every `XForVideoClassification`: views as a batch, base model, classifier, views averaged.
 
     The class that uses it has `self.classifier`, `self.dropout` and its base model under `base_model_prefix`.
     """
 
+    if TYPE_CHECKING:  # of the class that uses it
+        config: PreTrainedConfig
+        base_model: nn.Module
+        classifier: nn.Linear
+        dropout: nn.Dropout
+        loss_function: Callable[..., torch.Tensor]
+
     @can_return_tuple
     def forward(
-        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutput:
         r"""
         Args:
@@ -225,11 +241,11 @@ class VideoClassificationMixin:
             outputs, loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    def classifier_output(self, outputs, **answer) -> ImageClassifierOutput:
+    def classifier_output(self, outputs: ModelOutput, **answer: Any) -> ImageClassifierOutput:
         """The answer in its output class; a family that tells more of what the base model put out adds it."""
         return ImageClassifierOutput(**answer)
 
-    def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs) -> torch.Tensor:
+    def classification_loss(self, logits: torch.Tensor, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Cross-entropy with class probabilities for float labels (batch, num_labels); else Transformers' own loss."""
         problem = self.config.problem_type
         soft = (

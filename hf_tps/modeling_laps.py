@@ -2,6 +2,7 @@
 """LAPS on Visformer or ViT: distant frames attend in pairs, then exchange channels (arXiv 2207.05526)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,13 +55,15 @@ class LAPSAttention(nn.Module):
         self.proj = nn.Linear(channels, channels, bias=bias)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(
+        self, hidden_states: torch.Tensor, frames: int, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch * frames, tokens, channels) to the same, and the attention weights if the kernel gives them."""
         clips = hidden_states.unflatten(0, (-1, frames))
         attended, weights = attend_in_pieces(self, self.attend_in_clips, 3 * clips[0].numel(), clips, **kwargs)
         return attended.flatten(0, 1), weights
 
-    def attend_in_clips(self, clips: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def attend_in_clips(self, clips: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, frames, tokens, channels) to the same, and the attention weights if the kernel gives them."""
         frames, tokens, channels = clips.shape[1:]
         if self.level is not None:
@@ -101,7 +104,7 @@ class LAPSViTBlock(GradientCheckpointingLayer):
             return hidden_states
         return token_shift(hidden_states.unflatten(0, (-1, frames)), self.shift_div).flatten(0, 1)
 
-    def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs: Any) -> torch.Tensor:
         hidden_states = self.shift_class_token(hidden_states, frames)
         hidden_states = hidden_states + self.drop_path(self.attention(self.norm1(hidden_states), frames, **kwargs)[0])
         hidden_states = self.shift_class_token(hidden_states, frames)
@@ -122,7 +125,7 @@ class LAPSViT(nn.Module):
         )
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
 
-    def forward(self, pixel_values: torch.Tensor, frames: int, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, pixel_values: torch.Tensor, frames: int, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens (batch * frames, 1 + patches, channels), and the feature of each frame: its class token."""
         hidden_states = self.embeddings(pixel_values)
         for block in self.blocks:
@@ -164,7 +167,7 @@ class VisformerConvBlock(GradientCheckpointingLayer):
         self.mlp = VisformerConvMLP(config, channels)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, maps: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
+    def forward(self, maps: torch.Tensor, frames: int, **kwargs: Any) -> torch.Tensor:
         return maps + self.drop_path(self.mlp(self.norm2(maps)))
 
 
@@ -180,11 +183,11 @@ class VisformerBlock(GradientCheckpointingLayer):
         self.mlp = MLP(channels, int(config.mlp_ratio * channels), config.hidden_act, bias=False)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, maps: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
+    def forward(self, maps: torch.Tensor, frames: int, **kwargs: Any) -> torch.Tensor:
         maps = maps + self.drop_path(self.attend(self.norm1(maps), frames, **kwargs))
         return maps + self.drop_path(self.mlp(self.norm2(maps).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
 
-    def attend(self, maps: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
+    def attend(self, maps: torch.Tensor, frames: int, **kwargs: Any) -> torch.Tensor:
         """The attention, on maps (batch * frames, channels, rows, columns)."""
         attended, _ = self.attention(maps.permute(0, 2, 3, 1).flatten(1, 2), frames, **kwargs)
         return attended.unflatten(1, maps.shape[2:]).permute(0, 3, 1, 2)
@@ -220,7 +223,7 @@ class VisformerStage(nn.Module):
             for block, rate in enumerate(drop_path_rates)
         )
 
-    def forward(self, maps: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
+    def forward(self, maps: torch.Tensor, frames: int, **kwargs: Any) -> torch.Tensor:
         maps = self.embedding(maps)
         positions = self.position_embeddings
         if positions.shape[2:] != maps.shape[2:]:
@@ -257,7 +260,7 @@ class LAPSVisformer(nn.Module):
         )
         self.norm = nn.BatchNorm2d(config.hidden_size, eps=config.batch_norm_eps)
 
-    def forward(self, pixel_values: torch.Tensor, frames: int, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, pixel_values: torch.Tensor, frames: int, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens (batch * frames, rows * columns, channels), and the feature of each frame: their mean."""
         pixel_values = pixel_values.to(self.stem.norm.weight.dtype)  # that of a quantised convolution is int8
         maps = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
@@ -288,7 +291,7 @@ class LAPSPreTrainedModel(VideoPreTrainedModel):
     }
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, ViTEmbeddings):
             init.trunc_normal_(module.class_token, std=self.config.initializer_range)
@@ -350,7 +353,7 @@ class LAPSModel(LAPSPreTrainedModel):
             return self.backbone.stem.conv
         return self.backbone.embeddings.projection
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         if self.config.backbone == "visformer":
             self.backbone.stem.conv = value
         else:
@@ -358,7 +361,7 @@ class LAPSModel(LAPSPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         r"""
         Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised; any number of frames that the leap

@@ -3,11 +3,12 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import ConversionOps, WeightConverter
@@ -147,15 +148,21 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
             init.zeros_(self.base_model.backbone.get_parameter(name))
 
     @classmethod
-    def from_image_pretrained(cls, *args, **kwargs):
+    def from_image_pretrained(cls, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError(
             f"{cls.__name__} starts from a video model: use from_video_pretrained. For an image model, make an XViT or "
-            "LAPS of "
-            "it first and save it."
+            "LAPS of it first and save it."
         )
 
     @classmethod
-    def from_video_pretrained(cls, pretrained_model_name_or_path, *, dtype=None, attn_implementation=None, **kwargs):
+    def from_video_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        dtype: torch.dtype | str | None = None,
+        attn_implementation: str | None = None,
+        **kwargs: Any,
+    ) -> Self:
         """
         A merging model from the checkpoint of a plain video transformer; without `learned`, nothing in it is new.
 
@@ -179,18 +186,14 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
             raise ValueError("backbone_config comes from the video checkpoint: do not give it.")
         source = str(pretrained_model_name_or_path)
         video_config = AutoConfig.from_pretrained(source, **hub_kwargs)
-        labels = {"id2label": video_config.id2label, "label2id": video_config.label2id}
-        new_classes = bool({"num_labels", "id2label"} & set(overrides))
-        backbone_config = copy.deepcopy(video_config)
-        # Classes are the whole model's; the folder that a backbone came from is no setting of it.
-        backbone_config.num_labels, backbone_config.name_or_path = 2, ""
-        config = STTMConfig(backbone_config=backbone_config, **({} if new_classes else labels), **overrides)
+        keep_classes = not {"num_labels", "id2label"} & set(overrides)
+        config = merging_config(video_config, overrides, keep_classes)
 
         classifier_class = OWN_MODELS.get(video_config.model_type, (None, AutoModelForVideoClassification))[1]
         video_model, report = classifier_class.from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, **hub_kwargs
         )
-        needs_head = issubclass(cls, STTMForVideoClassification) and not new_classes
+        needs_head = issubclass(cls, STTMForVideoClassification) and keep_classes
         check_loaded(video_model, report, source, needs_head, **hub_kwargs)
 
         loading = {"dtype": dtype or video_model.dtype}
@@ -210,7 +213,17 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
         return model
 
 
-def check_loaded(model: PreTrainedModel, report: dict, source: str, needs_head: bool, **hub_kwargs):
+def merging_config(video_config: PreTrainedConfig, overrides: dict, keep_classes: bool) -> STTMConfig:
+    """The config of a model that merges the tokens of this video transformer; `overrides` are some of its fields."""
+    labels = {"id2label": video_config.id2label, "label2id": video_config.label2id}
+    backbone_config = copy.deepcopy(video_config)
+    # Classes are the whole model's; the folder that a backbone came from is no setting of it.
+    backbone_config.num_labels, backbone_config.name_or_path = 2, ""
+    fields = {"backbone_config": backbone_config, **(labels if keep_classes else {}), **overrides}
+    return STTMConfig(**fields)
+
+
+def check_loaded(model: PreTrainedModel, report: dict, source: str, needs_head: bool, **hub_kwargs: Any) -> None:
     """
     Compare a loaded video classifier with its file, tensor by tensor.
 
@@ -276,7 +289,7 @@ class STTMModel(STTMPreTrainedModel):
         self.merging = plug_merging(self, plan, self.sttm_stages or None)
         self.post_init()
 
-    def set_keep_ratio(self, keep_ratio: float):
+    def set_keep_ratio(self, keep_ratio: float) -> None:
         """
         Merge more or less from here on, such as step by step at the start of a training. Each value is one static
         shape.
@@ -293,7 +306,7 @@ class STTMModel(STTMPreTrainedModel):
             raise
 
     @torch.no_grad()
-    def start_metric_from_keys(self):
+    def start_metric_from_keys(self) -> None:
         """Learned metrics start as what the training-free model compares: the keys, averaged over the heads."""
         known = self.config.backbone
         blocks = self.backbone.get_submodule(known.blocks)
@@ -311,7 +324,7 @@ class STTMModel(STTMPreTrainedModel):
                 target.copy_(source.unflatten(0, (heads, -1)).mean(0))
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, output_merge_states: bool = False, **kwargs) -> STTMModelOutput:
+    def forward(self, pixel_values: torch.Tensor, output_merge_states: bool = False, **kwargs: Any) -> STTMModelOutput:
         r"""
         Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised.
@@ -364,11 +377,11 @@ class STTMForVideoClassification(VideoClassificationMixin, STTMPreTrainedModel):
         self.classifier = nn.Linear(config.backbone.feature_size(config.backbone_config), config.num_labels)
         self.post_init()
 
-    def set_keep_ratio(self, keep_ratio: float):
+    def set_keep_ratio(self, keep_ratio: float) -> None:
         """As [`STTMModel.set_keep_ratio`]."""
         self.sttm.set_keep_ratio(keep_ratio)
 
-    def classifier_output(self, outputs: STTMModelOutput, **answer) -> STTMClassifierOutput:
+    def classifier_output(self, outputs: STTMModelOutput, **answer: Any) -> STTMClassifierOutput:
         return STTMClassifierOutput(
             **answer,
             token_sizes=outputs.token_sizes,

@@ -2,6 +2,7 @@
 """TPS: a 2D Swin transformer that sees time through patches and channels taken from other frames (arXiv 2207.13259)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -113,7 +114,7 @@ class TPSAttention(nn.Module):
         device = self.relative_position_bias_table.device
         return window_layout(frames, height, width, self.config.window_size, self.shifted, self.pattern, device)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, frames, height, width, channels) to the same, and the attention weights if the kernel gives them."""
         batch, frames, height, width, channels = hidden_states.shape
         layout = self.layout(frames, height, width)
@@ -134,7 +135,9 @@ class TPSAttention(nn.Module):
             tokens = nn.functional.pad(tokens, (0, 0, 0, 1))  # the token of zeros that the padding takes
         return tokens.index_select(1, layout.gather).view(-1, places, tokens.shape[-1])
 
-    def attend(self, windows: torch.Tensor, bias: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def attend(
+        self, windows: torch.Tensor, bias: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Windows (windows, places, channels) to the same, and the attention weights if the kernel gives them."""
         qkv = self.qkv(windows).unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -173,7 +176,7 @@ class TPSBlock(GradientCheckpointingLayer):
         self.mlp = MLP(channels, int(config.mlp_ratio * channels), config.hidden_act, config.hidden_dropout_prob)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         hidden_states = hidden_states + self.drop_path(self.attention(self.norm1(hidden_states), **kwargs)[0])
         return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
 
@@ -215,7 +218,7 @@ class TPSStage(nn.Module):
         )
         self.downsample = TPSPatchMerging(channels) if stage < len(config.depths) - 1 else None
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         for block in self.blocks:
             hidden_states = block(hidden_states, **kwargs)
         return hidden_states if self.downsample is None else self.downsample(hidden_states)
@@ -240,7 +243,7 @@ class TPSPreTrainedModel(VideoPreTrainedModel):
     }
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, TPSAttention):
             init.trunc_normal_(module.relative_position_bias_table, std=self.config.initializer_range)
@@ -279,12 +282,12 @@ class TPSModel(TPSPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.projection
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.embeddings.projection = value
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         r"""
         Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised. Any height and width; as many frames

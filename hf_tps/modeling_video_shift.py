@@ -3,7 +3,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -39,9 +39,7 @@ class VideoShiftPreTrainedModel(PreTrainedModelAroundBackbone):
     }
 
     @classmethod
-    def load_from_image(
-        cls, name_or_path: str | Path, overrides: dict, loading: dict, hub_kwargs: dict
-    ) -> "VideoShiftPreTrainedModel":
+    def load_from_image(cls, name_or_path: str | Path, overrides: dict, loading: dict, hub_kwargs: dict) -> Self:
         """From any checkpoint that Transformers itself opens: of the image transformer, or of a model around it."""
         if "backbone_config" in overrides:
             raise ValueError("backbone_config comes from the image checkpoint: do not give it.")

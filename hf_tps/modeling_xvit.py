@@ -2,6 +2,7 @@
 """XViT: a ViT per frame whose keys and values come in part from neighbouring frames (arXiv 2106.05968)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,7 +47,7 @@ class XViTSelfAttention(nn.Module):
     def attention_interface(self) -> Callable:
         return ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(groups, tokens, channels) to the same, and the attention weights if the kernel gives them."""
         query, key, value = self.qkv(hidden_states).chunk(3, dim=-1)
         attended, weights = attend(self.attention_interface, self, query, key, value, **kwargs)
@@ -60,13 +61,15 @@ class XViTMixingAttention(XViTSelfAttention):
         super().__init__(config, config.num_attention_heads, config.qkv_bias)
         self.mixes = mixes
 
-    def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(  # type: ignore[override]
+        self, hidden_states: torch.Tensor, frames: int, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch * frames, tokens, channels) to the same, and the attention weights if the kernel gives them."""
         clips = hidden_states.unflatten(0, (-1, frames))
         attended, weights = attend_in_pieces(self, self.attend_in_clips, 3 * clips[0].numel(), clips, **kwargs)
         return attended.flatten(0, 1), weights
 
-    def attend_in_clips(self, clips: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def attend_in_clips(self, clips: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, frames, tokens, channels) to the same, and the attention weights if the kernel gives them."""
         frames, tokens, channels = clips.shape[1:]
         # (batch, frames, tokens, query or key or value, channels); keys and values are mixed in one go
@@ -95,7 +98,7 @@ class XViTBlock(GradientCheckpointingLayer):
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act, config.hidden_dropout_prob)
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, frames: int, **kwargs: Any) -> torch.Tensor:
         hidden_states = hidden_states + self.drop_path(self.attention(self.norm1(hidden_states), frames, **kwargs)[0])
         return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
 
@@ -161,7 +164,7 @@ class XViTPreTrainedModel(VideoPreTrainedModel):
     _new_from_image = ("classifier.", "temporal_head.", "temporal_embeddings")
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, ViTEmbeddings):
             init.trunc_normal_(module.class_token, std=self.config.initializer_range)
@@ -209,12 +212,12 @@ class XViTModel(XViTPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.projection
 
-    def set_input_embeddings(self, value: nn.Module):
+    def set_input_embeddings(self, value: nn.Module) -> None:
         self.embeddings.projection = value
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         r"""
         Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised; any number of frames, height and

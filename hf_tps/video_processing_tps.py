@@ -1,6 +1,7 @@
 """The video processor of all model families: sample -> resize -> crop -> normalise, in torch alone."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from warnings import warn
@@ -29,7 +30,7 @@ _INTERPOLATION = {
 }
 
 
-class TPSVideoProcessorKwargs(VideosKwargs, total=False):
+class TPSVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[call-arg]
     """What Transformers knows, and our own settings; `TPSVideoProcessor` explains them."""
 
     sampling: str | None
@@ -205,6 +206,7 @@ class TPSVideoProcessor(VideoProcessorMixin):
         self, video: Any, metadata: VideoMetadata | None, settings: dict[str, Any]
     ) -> tuple[torch.Tensor, VideoMetadata]:
         """The sampled frames of one video, RGB, (frames, 3, height, width), uint8 or float32."""
+        choose: Callable[..., np.ndarray] | None
         choose = partial(self.sample_frames, **settings) if settings["do_sample_frames"] else None
         if _is_source(video):
             frames, metadata = read_video(video, choose)

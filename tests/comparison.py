@@ -45,7 +45,7 @@ def unfused_attention() -> AbstractContextManager:
     """
     A context in which `scaled_dot_product_attention` takes its plain kernel.
 
-    The fused one for bfloat16 asks the processor what it can do and then raises, where ATEN_CPU_CAPABILITY has told the rest
-    of torch to use less.
+    The fused one for bfloat16 asks the processor what it can do and then raises, where ATEN_CPU_CAPABILITY has told the
+    rest of torch to use less.
     """
     return sdpa_kernel(SDPBackend.MATH)

@@ -152,7 +152,7 @@ def _load_video_checkpoint(
 ) -> PreTrainedModel:
     config = load_config(source, trust_remote_code)
     same = checkpoint_class_names(config) == list(class_names)
-    labels = {} if same else _label_fields(class_names)
+    labels: dict[str, Any] = {} if same else _label_fields(class_names)
     if not same:
         logger.warning("%s has other classes: the classifier is new.", source)
     if sttm_keep_ratio is not None and config.model_type != "sttm":
