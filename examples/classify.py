@@ -1,7 +1,6 @@
-"""
-Classify videos with a model of hf_tps (or any video classifier of Transformers):
+"""Classify videos with a model of hf_tps (or any video classifier of Transformers):
 
-    python examples/classify.py clip.mp4 --model tps-t-k400 --plot answer.png
+python examples/classify.py clip.mp4 --model tps-t-k400 --plot answer.png
 """
 
 import argparse

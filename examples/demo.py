@@ -1,5 +1,4 @@
-"""
-The whole story on a small scale, for `make demo`: videos, training, test, answers, a picture.
+"""The whole story on a small scale, for `make demo`: videos, training, test, answers, a picture.
 
     python examples/demo.py [VIDEO]
 

@@ -1,5 +1,4 @@
-"""
-Test a video classifier by a paper's protocol, on one process or many:
+"""Test a video classifier by a paper's protocol, on one process or many:
 
     accelerate launch examples/evaluate.py --model_name_or_path tps-t-k400 --protocol k400-4x3 \
         --validation_file val.csv --video_dir videos --output_dir test-results

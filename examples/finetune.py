@@ -1,5 +1,4 @@
-"""
-Fine-tune a video classifier on your videos, with Accelerate:
+"""Fine-tune a video classifier on your videos, with Accelerate:
 
     accelerate launch examples/finetune.py --train_dir videos/train --validation_dir videos/val --recipe tps-ssv2 \
         --model_name_or_path microsoft/swin-tiny-patch4-window7-224 --from_image tps --output_dir my-model
@@ -206,9 +205,8 @@ class Run:
         return self.summary
 
     def log_step(self, step_loss: torch.Tensor) -> None:
-        """
-        Raises:
-            ValueError: if the loss is no longer finite.
+        """Raises:
+        ValueError: if the loss is no longer finite.
         """
         step, loss = self.progress.step, self.accelerator.reduce(step_loss, reduction="mean").item()
         if not math.isfinite(loss):

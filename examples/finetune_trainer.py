@@ -1,5 +1,4 @@
-"""
-Fine-tune a video classifier with Transformers' Trainer: the short form of finetune.py, for those who use Trainer.
+"""Fine-tune a video classifier with Transformers' Trainer: the short form of finetune.py, for those who use Trainer.
 
     python examples/finetune_trainer.py --model_name_or_path microsoft/swin-tiny-patch4-window7-224 --from_image tps \
         --train_dir videos/train --validation_dir videos/val --output_dir my-model --num_train_epochs 10 \

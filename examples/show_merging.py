@@ -1,5 +1,4 @@
-"""
-Show which parts of a video STTM merges, as a picture (and as a film, if asked for):
+"""Show which parts of a video STTM merges, as a picture (and as a film, if asked for):
 
     python examples/show_merging.py clip.mp4 --model MCG-NJU/videomae-base-finetuned-kinetics --output merging.png
     python examples/show_merging.py clip.mp4 --model sttm-videomae --output merging.png --film merging.mp4

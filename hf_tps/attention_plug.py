@@ -46,10 +46,9 @@ class AttentionPlug:
         return inputs
 
     def after(self, attended: torch.Tensor, inputs: AttentionInputs) -> torch.Tensor:
-        """
-        Args:
-            attended: (batch, queries, heads, head_dim).
-            inputs: what `before` was given.
+        """Args:
+        attended: (batch, queries, heads, head_dim).
+        inputs: what `before` was given.
         """
         return attended
 
@@ -107,8 +106,7 @@ def register_kernel() -> None:
 
 
 def plug_into_attention(plug: Plug, attention: nn.Module, attention_plug: AttentionPlug) -> None:
-    """
-    Let `attention_plug` act around the kernel of an attention module; with others that are there, after them.
+    """Let `attention_plug` act around the kernel of an attention module; with others that are there, after them.
 
     Args:
         plug: takes it out again.

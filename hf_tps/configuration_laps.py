@@ -22,8 +22,7 @@ _DEFAULTS = {
 
 @strict
 class LAPSConfig(PreTrainedConfig):
-    r"""
-    Configuration of [`LAPSModel`] and [`LAPSForVideoClassification`] (Zhang et al., "Long-term Leap Attention,
+    r"""Configuration of [`LAPSModel`] and [`LAPSForVideoClassification`] (Zhang et al., "Long-term Leap Attention,
     Short-term Periodic Shift for Video Classification", ACM MM 2022, arXiv 2207.05526), and of the other networks of
     its release, TokShift among them (ACM MM 2021, arXiv 2108.02432).
 

@@ -18,9 +18,8 @@ LEARNABLE = ("metric", "gate", "motion", "size_weight", "meta_weight")
 
 @strict
 class STTMConfig(MergeOptions, PreTrainedConfig):
-    r"""
-    Configuration of [`STTMModel`] and [`STTMForVideoClassification`] (Feng et al., "Efficient Video Transformers via
-    Spatial-temporal Token Merging for Action Recognition", ACM TOMM 20(4), 2024, doi 10.1145/3633781).
+    r"""Configuration of [`STTMModel`] and [`STTMForVideoClassification`] (Feng et al., "Efficient Video Transformers
+    via Spatial-temporal Token Merging for Action Recognition", ACM TOMM 20(4), 2024, doi 10.1145/3633781).
 
     The paper is closed access and has no code: its abstract is followed, the formulas are this package's choice (see
     `token_merging.py`). The defaults need no training. `hidden_size`, `image_size`, `num_channels`, `num_frames` and

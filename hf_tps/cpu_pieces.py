@@ -29,8 +29,7 @@ PIECE_BYTES = 2**23
 
 
 def in_pieces(function: Callable[..., torch.Tensor], row_elements: int, *tensors: torch.Tensor) -> torch.Tensor:
-    """
-    `function(*tensors)` for a function that treats every row (first axis) alone; on a CPU some rows at a time.
+    """`function(*tensors)` for a function that treats every row (first axis) alone; on a CPU some rows at a time.
 
     Args:
         function: takes rows of each tensor, returns one tensor with as many rows.
@@ -71,8 +70,7 @@ def attend_in_pieces(
     *tensors: torch.Tensor,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """
-    `attend(*tensors, **kwargs)`, some rows at a time where the rule above allows it.
+    """`attend(*tensors, **kwargs)`, some rows at a time where the rule above allows it.
 
     Args:
         attention: the module whose `config` names the kernel.

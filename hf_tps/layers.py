@@ -70,8 +70,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Attention written out, in the form of Transformers' attention interface.
+    """Attention written out, in the form of Transformers' attention interface.
 
     Args:
         query, key, value: (batch, heads, tokens, head_dim).

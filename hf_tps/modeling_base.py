@@ -19,8 +19,7 @@ from .checkpoint_reading import Checkpoint, read_checkpoint
 
 
 def check_pixel_values(pixel_values: torch.Tensor, num_channels: int, ranks: tuple[int, ...] = (5,)) -> None:
-    """
-    Refuse what is no batch of normalised clips.
+    """Refuse what is no batch of normalised clips.
 
     Raises:
         ValueError: for a rank not in `ranks`, another number of channels, integer pixels, or an empty axis.
@@ -48,8 +47,7 @@ def check_pixel_values(pixel_values: torch.Tensor, num_channels: int, ranks: tup
 
 
 def aggregate_views(logits: torch.Tensor, view_aggregation: str, problem_type: str | None) -> torch.Tensor:
-    """
-    One answer for each video from the answers for its views.
+    """One answer for each video from the answers for its views.
 
     Args:
         logits: (batch, views, labels).
@@ -119,8 +117,7 @@ class VideoPreTrainedModel(PreTrainedModel):
         attn_implementation: str | None = None,
         **kwargs: Any,
     ) -> Self:
-        """
-        A video model that starts from the weights of its image model.
+        """A video model that starts from the weights of its image model.
 
         Args:
             pretrained_model_name_or_path (`str` or `Path`):
@@ -182,8 +179,7 @@ class PreTrainedModelAroundBackbone(VideoPreTrainedModel):
         self.base_model.backbone.set_input_embeddings(value)
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False) -> Any:
-        """
-        Takes the names of today and those that `save_pretrained` writes, which are the names of published image
+        """Takes the names of today and those that `save_pretrained` writes, which are the names of published image
         checkpoints. Trainer resumes through this method without renaming, and would go on with new weights.
         """
         names = list(self.state_dict())
@@ -210,8 +206,7 @@ class VideoClassificationMixin:
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutput:
-        r"""
-        Args:
+        r"""Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised; or (batch, views, num_frames,
                 channels, height, width), whose views are averaged as `config.view_aggregation` says.
             labels: (batch,) class ids; or (batch, num_labels) floats, class probabilities as mixup and cutmix make them

@@ -36,8 +36,7 @@ from .vit_layers import ViTEmbeddings, attend
 
 
 class LAPSAttention(nn.Module):
-    """
-    Attention among the tokens of two frames a leap apart (LAPS section 3), of one frame, or of the whole clip; then,
+    """Attention among the tokens of two frames a leap apart (LAPS section 3), of one frame, or of the whole clip; then,
     head by head, the periodic shift of channels between neighbouring frames.
     """
 
@@ -335,8 +334,7 @@ def laps_names_of_vit_fields(fields: dict) -> dict:
 
 
 class LAPSModel(LAPSPreTrainedModel):
-    """
-    The bare LAPS network: features of a clip.
+    """The bare LAPS network: features of a clip.
 
     Args:
         config ([`LAPSConfig`])
@@ -362,8 +360,7 @@ class LAPSModel(LAPSPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        r"""
-        Args:
+        r"""Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised; any number of frames that the leap
                 levels can pair; height and width of at least 32 (Visformer), or multiples of the patch (ViT).
             kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`.
@@ -394,8 +391,7 @@ class LAPSModel(LAPSPreTrainedModel):
 
 
 class LAPSForVideoClassification(VideoClassificationMixin, LAPSPreTrainedModel):
-    """
-    LAPS with a linear classifier on the mean of its frame features (the same as the mean of each frame's logits).
+    """LAPS with a linear classifier on the mean of its frame features (the same as the mean of each frame's logits).
 
     Args:
         config ([`LAPSConfig`])

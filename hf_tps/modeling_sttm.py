@@ -32,8 +32,7 @@ OWN_MODELS: dict[str, tuple[type, type]] = {
 
 @dataclass
 class STTMModelOutput(BaseModelOutputWithPooling):
-    """
-    `BaseModelOutputWithPooling`, and how the L tokens stand at the end.
+    """`BaseModelOutputWithPooling`, and how the L tokens stand at the end.
 
     token_sizes: (batch, L): how many of the clip's tokens are inside each.
     token_positions: (batch, L, 3): centroid (time, row, column), in tubelets and patches.
@@ -163,8 +162,7 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
         attn_implementation: str | None = None,
         **kwargs: Any,
     ) -> Self:
-        """
-        A merging model from the checkpoint of a plain video transformer; without `learned`, nothing in it is new.
+        """A merging model from the checkpoint of a plain video transformer; without `learned`, nothing in it is new.
 
         Args:
             pretrained_model_name_or_path (`str` or `Path`):
@@ -224,8 +222,7 @@ def merging_config(video_config: PreTrainedConfig, overrides: dict, keep_classes
 
 
 def check_loaded(model: PreTrainedModel, report: dict, source: str, needs_head: bool, **hub_kwargs: Any) -> None:
-    """
-    Compare a loaded video classifier with its file, tensor by tensor.
+    """Compare a loaded video classifier with its file, tensor by tensor.
 
     Transformers renames weights while it loads; a rename that misses leaves zeros or random numbers (published VideoMAE
     files have `q_bias` and `v_bias`, which some versions did not find). So each tensor of the base model in the file
@@ -274,8 +271,7 @@ def fingerprint(tensor: torch.Tensor) -> tuple:
 
 
 class STTMModel(STTMPreTrainedModel):
-    """
-    A video transformer that merges tokens: features of a clip.
+    """A video transformer that merges tokens: features of a clip.
 
     Args:
         config ([`STTMConfig`])
@@ -290,8 +286,7 @@ class STTMModel(STTMPreTrainedModel):
         self.post_init()
 
     def set_keep_ratio(self, keep_ratio: float) -> None:
-        """
-        Merge more or less from here on, such as step by step at the start of a training. Each value is one static
+        """Merge more or less from here on, such as step by step at the start of a training. Each value is one static
         shape.
 
         Raises:
@@ -325,8 +320,7 @@ class STTMModel(STTMPreTrainedModel):
 
     @can_return_tuple
     def forward(self, pixel_values: torch.Tensor, output_merge_states: bool = False, **kwargs: Any) -> STTMModelOutput:
-        r"""
-        Args:
+        r"""Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised.
             output_merge_states: whether to return how the tokens stand after each stage.
             kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`, and
@@ -362,8 +356,7 @@ class STTMModel(STTMPreTrainedModel):
 
 
 class STTMForVideoClassification(VideoClassificationMixin, STTMPreTrainedModel):
-    """
-    STTM with a linear classifier on what the backbone's own classifier reads.
+    """STTM with a linear classifier on what the backbone's own classifier reads.
 
     Args:
         config ([`STTMConfig`])

@@ -27,8 +27,7 @@ logger = logging.get_logger(__name__)
 
 
 class TPSEmbeddings(nn.Module):
-    """
-    Tubelets of `tubelet_size` frames by `patch_size` by `patch_size` pixels as tokens, normalised.
+    """Tubelets of `tubelet_size` frames by `patch_size` by `patch_size` pixels as tokens, normalised.
 
     The projection is a linear layer on flattened tubelets (channel, frame, row, column), which is what a convolution
     with stride equal to its kernel does, and which lands in the layout of the blocks.
@@ -59,8 +58,7 @@ class TPSEmbeddings(nn.Module):
 
 
 class TPSAttention(nn.Module):
-    """
-    Self-attention inside windows of one frame, over patches (or channels) that come from several frames (TPS section
+    """Self-attention inside windows of one frame, over patches (or channels) that come from several frames (TPS section
     3).
 
     Window partition, cyclic window shift and patch shift are one gather before the attention and its inverse after.
@@ -260,8 +258,7 @@ class TPSPreTrainedModel(VideoPreTrainedModel):
 
 
 class TPSModel(TPSPreTrainedModel):
-    """
-    The bare TPS network: features of a clip.
+    """The bare TPS network: features of a clip.
 
     Args:
         config ([`TPSConfig`])
@@ -288,8 +285,7 @@ class TPSModel(TPSPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        r"""
-        Args:
+        r"""Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised. Any height and width; as many frames
                 as the config says (the last tubelet may be incomplete).
             kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`.
@@ -320,8 +316,7 @@ class TPSModel(TPSPreTrainedModel):
 
 
 class TPSForVideoClassification(VideoClassificationMixin, TPSPreTrainedModel):
-    """
-    TPS with a linear classifier on the average of all tokens.
+    """TPS with a linear classifier on the average of all tokens.
 
     Args:
         config ([`TPSConfig`])

@@ -119,9 +119,8 @@ class XViTTemporalLayer(nn.Module):
 
 
 class XViTTemporalHead(nn.Module):
-    """
-    Temporal attention (XViT section 3.3): one more token attends to the class tokens of all frames, without positions;
-    then the hidden layer before the classifier. With no layers: the mean of the class tokens.
+    """Temporal attention (XViT section 3.3): one more token attends to the class tokens of all frames, without
+    positions; then the hidden layer before the classifier. With no layers: the mean of the class tokens.
     """
 
     def __init__(self, config: XViTConfig):
@@ -187,8 +186,7 @@ class XViTPreTrainedModel(VideoPreTrainedModel):
 
 
 class XViTModel(XViTPreTrainedModel):
-    """
-    The bare XViT network: features of a clip.
+    """The bare XViT network: features of a clip.
 
     Args:
         config ([`XViTConfig`])
@@ -218,8 +216,7 @@ class XViTModel(XViTPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        r"""
-        Args:
+        r"""Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised; any number of frames, height and
                 width multiples of the patch.
             kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`.
@@ -250,8 +247,7 @@ class XViTModel(XViTPreTrainedModel):
 
 
 class XViTForVideoClassification(VideoClassificationMixin, XViTPreTrainedModel):
-    """
-    XViT with a linear classifier behind its temporal head.
+    """XViT with a linear classifier behind its temporal head.
 
     Args:
         config ([`XViTConfig`])

@@ -47,8 +47,7 @@ class MarkedHook:
 
 
 class FollowedHook:
-    """
-    A hook on whatever module lies at a path of its parent, also after that module was replaced.
+    """A hook on whatever module lies at a path of its parent, also after that module was replaced.
 
     This object is a forward pre-hook of the parent: at each call it looks whether the hook sits where it should, and
     moves it if not. That happens while a model is traced, too, so that a model may be compiled right after it was
@@ -148,8 +147,7 @@ def find_in_table(module: nn.Module, table: dict[str, Any]) -> str | None:
 
 
 def find_one_in_table(model: nn.Module, table: dict[str, Any], what: str) -> nn.Module:
-    """
-    The one module of `model`, which may be itself, whose class is in the table.
+    """The one module of `model`, which may be itself, whose class is in the table.
 
     Raises:
         ValueError: if there is none or more than one; `what` is what could have been added.

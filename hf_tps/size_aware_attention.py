@@ -20,8 +20,7 @@ class SizeSource(Protocol):
 
 
 class SizeAwareAttention(AttentionPlug):
-    """
-    Raises the logits of attention by `strength * log(size of the key)`.
+    """Raises the logits of attention by `strength * log(size of the key)`.
 
     Args:
         source: knows the sizes.

@@ -21,8 +21,7 @@ PATCH_SHIFT_PATTERNS = {
 
 
 def resolve_patch_shift_pattern(pattern: str | Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    """
-    The matrix of frame offsets that a pattern's name stands for, or the given matrix as tuples of ints.
+    """The matrix of frame offsets that a pattern's name stands for, or the given matrix as tuples of ints.
 
     Raises:
         ValueError: for an unknown name, and for anything that is not a rectangular, non-empty matrix of integers.
@@ -61,8 +60,7 @@ def tile_patch_shift_pattern(
 
 
 def patch_shift(hidden_states: torch.Tensor, pattern: Sequence[Sequence[int]], inverse: bool = False) -> torch.Tensor:
-    """
-    Temporal patch shift (TPS section 3, figure 5): each place of the map takes its patch from another frame.
+    """Temporal patch shift (TPS section 3, figure 5): each place of the map takes its patch from another frame.
 
     Args:
         hidden_states: (batch, frames, height, width, channels), one window or one map per frame.
@@ -84,9 +82,9 @@ def patch_shift(hidden_states: torch.Tensor, pattern: Sequence[Sequence[int]], i
 
 
 def channel_shift(hidden_states: torch.Tensor, shift_div: int, num_heads: int = 1) -> torch.Tensor:
-    """
-    Temporal channel shift of TPS: in every head, the first channels come from the frame before, the next from the frame
-    after, the rest stays. At the ends of the clip a frame keeps its own values (no zeros), as the released code does.
+    """Temporal channel shift of TPS: in every head, the first channels come from the frame before, the next from the
+    frame after, the rest stays. At the ends of the clip a frame keeps its own values (no zeros), as the released code
+    does.
 
     Args:
         hidden_states: (batch, frames, ..., channels).
@@ -108,8 +106,7 @@ def channel_shift(hidden_states: torch.Tensor, shift_div: int, num_heads: int = 
 
 
 def neighbour_shift(hidden_states: torch.Tensor, fold: int, window: int = 1) -> torch.Tensor:
-    """
-    The first channels come from the frames after, the next ones from the frames before; zeros beyond the ends of the
+    """The first channels come from the frames after, the next ones from the frames before; zeros beyond the ends of the
     clip.
 
     Args:
@@ -143,8 +140,7 @@ def neighbour_shift(hidden_states: torch.Tensor, fold: int, window: int = 1) -> 
 def mixing_shift(
     hidden_states: torch.Tensor, shift_div: int, segment_length: int | None = None, window: int = 1
 ) -> torch.Tensor:
-    """
-    XViT's space-time mixing of keys or values (section 3.2): a share rho = 2 / shift_div of all channels is imported
+    """XViT's space-time mixing of keys or values (section 3.2): a share rho = 2 / shift_div of all channels is imported
     from the same place in neighbouring frames.
 
     Args:
@@ -166,9 +162,8 @@ def mixing_shift(
 
 
 def periodic_shift(hidden_states: torch.Tensor, shift_div: int, num_heads: int) -> torch.Tensor:
-    """
-    LAPS' periodic shift (section 3): in every head, `head_dim // shift_div` channels from the next frame, as many from
-    the frame before, zeros at the ends. With `num_heads=1` it is the "plain shift" over all channels.
+    """LAPS' periodic shift (section 3): in every head, `head_dim // shift_div` channels from the next frame, as many
+    from the frame before, zeros at the ends. With `num_heads=1` it is the "plain shift" over all channels.
 
     Args:
         hidden_states: (batch, frames, ..., channels), the heads side by side.
@@ -178,8 +173,7 @@ def periodic_shift(hidden_states: torch.Tensor, shift_div: int, num_heads: int) 
 
 
 def token_shift(hidden_states: torch.Tensor, shift_div: int) -> torch.Tensor:
-    """
-    TokShift (arXiv 2108.02432): the class token alone, the first of each frame, is shifted over all its channels.
+    """TokShift (arXiv 2108.02432): the class token alone, the first of each frame, is shifted over all its channels.
 
     Args:
         hidden_states: (batch, frames, tokens, channels).

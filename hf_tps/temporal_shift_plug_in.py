@@ -121,9 +121,8 @@ Pattern = tuple[tuple[int, ...], ...]
 def patch_order(
     layout: FrameLayout, tokens: int, pattern: Pattern, inverse: bool, device: torch.device
 ) -> torch.Tensor:
-    """
-    Which token of a clip each token takes under the patch shift: windows, the tokens ahead of the patches (which stay)
-    and the shift itself as one gather.
+    """Which token of a clip each token takes under the patch shift: windows, the tokens ahead of the patches (which
+    stay) and the shift itself as one gather.
 
     Args:
         tokens: of an image, or of a window.
@@ -173,8 +172,7 @@ class AttendedShift(AttentionPlug):
 
 
 class KeyValueShift(AttentionPlug):
-    """
-    Moves keys and values.
+    """Moves keys and values.
 
     Args:
         move: for (images, tokens, channels), the heads side by side.
@@ -214,8 +212,7 @@ def carry_rotation(attention: nn.Module, args: tuple, kwargs: dict) -> tuple[tup
 
 
 def rotate_patches(tensor: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, back: bool = False) -> torch.Tensor:
-    """
-    Rotary embedding of DINOv3, or its inverse.
+    """Rotary embedding of DINOv3, or its inverse.
 
     Args:
         tensor: (images, heads, tokens, head_dim); tokens ahead of the patches stay as they are.
@@ -229,8 +226,7 @@ def rotate_patches(tensor: torch.Tensor, cosine: torch.Tensor, sine: torch.Tenso
 
 
 def shift_class_token_in_place(move: Move, module: nn.Module, args: tuple) -> None:
-    """
-    Forward pre-hook of the norm ahead of the MLP. The residual path goes around the norm with the same tensor, the
+    """Forward pre-hook of the norm ahead of the MLP. The residual path goes around the norm with the same tensor, the
     fresh sum of attention and residual, so it is this tensor itself that changes.
     """
     class_token = args[0][:, :1]
@@ -519,8 +515,7 @@ def add_temporal_shift(
     temporal_window: int | None = None,
     image_size: int | Sequence[int] | None = None,
 ) -> nn.Module:
-    """
-    Let the layers of a live image transformer exchange features between the frames of a clip.
+    """Let the layers of a live image transformer exchange features between the frames of a clip.
 
     The model then takes (batch * num_frames, channels, height, width), the frames of each clip one after the other, and
     gives its outputs per frame. Nothing is learned anew: parameters, state dict and config stay as they are. On a clip
@@ -569,8 +564,7 @@ def add_temporal_shift(
 
 
 def remove_temporal_shift(model: nn.Module) -> nn.Module:
-    """
-    Undo `add_temporal_shift`: the model computes again what it computed before, to the bit.
+    """Undo `add_temporal_shift`: the model computes again what it computed before, to the bit.
 
     Returns:
         The model, changed in place.

@@ -65,8 +65,8 @@ TRAINING_FREE = MergeSettings()
 
 
 class Assignment(NamedTuple):
-    """
-    A row-stochastic matrix from n to m = n - k tokens in each group, stored by what moves. Survivors keep their order.
+    """A row-stochastic matrix from n to m = n - k tokens in each group, stored by what moves. Survivors keep their
+    order.
     """
 
     survivors: torch.Tensor  # (batch, groups, m) int64: which of the n tokens stay
@@ -82,8 +82,7 @@ class Assignment(NamedTuple):
 def merge_budget(
     num_tokens: int, groups: int, keep_ratio: float, temporal_share: float = 0.5, pair_groups: bool = True
 ) -> MergeBudget:
-    """
-    How many tokens move in one stage.
+    """How many tokens move in one stage.
 
     The share `temporal_share` of the merges joins tokens of adjacent groups, the rest tokens of the same group. An odd
     number of groups cannot be paired: all merges are spatial then. Counts are whole numbers per group, so the length
@@ -141,8 +140,7 @@ def merge_budgets(
     temporal_share: float = 0.5,
     pair_groups: bool = True,
 ) -> tuple[MergeBudget, ...]:
-    """
-    The budgets of successive stages, each keeping `keep_ratio` of what the one before left; see `merge_budget`.
+    """The budgets of successive stages, each keeping `keep_ratio` of what the one before left; see `merge_budget`.
 
     1568 tokens in 8 groups, keep 0.75, three stages: 1176, 882, 662.
     """
@@ -154,8 +152,7 @@ def merge_budgets(
 
 
 def constant_budgets(num_tokens: int, merges: int, num_stages: int) -> tuple[MergeBudget, ...]:
-    """
-    The same number of merges in every stage, without temporal groups: what the baselines are run with.
+    """The same number of merges in every stage, without temporal groups: what the baselines are run with.
 
     Raises:
         ValueError: where a stage would merge more than half of its tokens.
@@ -172,8 +169,7 @@ def constant_budgets(num_tokens: int, merges: int, num_stages: int) -> tuple[Mer
 
 
 def pool_budget(grid: Sequence[int], meta_grid: Sequence[int], groups_out: int) -> MergeBudget:
-    """
-    The budget of the variant "pool": `groups_out` windows of frames with one token per global meta token.
+    """The budget of the variant "pool": `groups_out` windows of frames with one token per global meta token.
 
     Raises:
         ValueError: if the frames do not split evenly into windows or the meta grid is finer than the grid of tokens.
@@ -190,8 +186,7 @@ def pool_budget(grid: Sequence[int], meta_grid: Sequence[int], groups_out: int) 
 
 
 def start_merging(tokens: torch.Tensor, grid: Sequence[int]) -> MergeState:
-    """
-    The state before the first stage: every token has size 1 and lies where it came from.
+    """The state before the first stage: every token has size 1 and lies where it came from.
 
     Args:
         tokens: (batch, frames * rows * columns, channels), frame-major, without class token.
@@ -224,8 +219,7 @@ def start_merging(tokens: torch.Tensor, grid: Sequence[int]) -> MergeState:
 
 
 def unmerge(values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """
-    Give every original token the value of the token that it is in now; zeros for dropped ones.
+    """Give every original token the value of the token that it is in now; zeros for dropped ones.
 
     Args:
         values: (batch, L, channels), one row per current token.
@@ -240,8 +234,7 @@ def unmerge(values: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
 
 
 def size_weighted_mean(tokens: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """
-    The mean over the ORIGINAL tokens: (batch, L, channels) and (batch, L) give (batch, channels).
+    """The mean over the ORIGINAL tokens: (batch, L, channels) and (batch, L) give (batch, channels).
 
     A plain mean of merged tokens would let a size-1 token count as much as one that stands for a hundred.
     """
@@ -250,8 +243,7 @@ def size_weighted_mean(tokens: torch.Tensor, sizes: torch.Tensor) -> torch.Tenso
 
 
 def metric_from_keys(keys: torch.Tensor) -> torch.Tensor:
-    """
-    The space in which tokens are compared (choice): attention keys before rotary embedding, averaged over the heads.
+    """The space in which tokens are compared (choice): attention keys before rotary embedding, averaged over the heads.
 
     Args:
         keys: (batch, heads, L, head_dim).
@@ -263,8 +255,7 @@ def metric_from_keys(keys: torch.Tensor) -> torch.Tensor:
 
 
 def motion_features(state: MergeState) -> torch.Tensor:
-    """
-    Seven numbers per token, linear in positions but for the size: centroid / grid, (centroid - anchor) / grid, log
+    """Seven numbers per token, linear in positions but for the size: centroid / grid, (centroid - anchor) / grid, log
         size.
 
     For the track of an object the difference is "mean place of its members minus place of the earliest": its velocity
@@ -282,8 +273,7 @@ def motion_features(state: MergeState) -> torch.Tensor:
 
 
 def aggregate(values: torch.Tensor, mass: torch.Tensor, assignment: Assignment) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Mass-weighted means under an assignment W whose rows sum to 1: `new_j = sum_i W_ij m_i v_i / sum_i W_ij m_i`.
+    """Mass-weighted means under an assignment W whose rows sum to 1: `new_j = sum_i W_ij m_i v_i / sum_i W_ij m_i`.
 
     W is never built: movers are gathered and added into the survivors. The total of mass and of mass * value is kept.
 
@@ -317,8 +307,7 @@ def assign_most_similar(
     top_q: int = 1,
     temperature: float = 0.05,
 ) -> Assignment:
-    """
-    The sources that resemble a receiver most move into it; all other tokens stay.
+    """The sources that resemble a receiver most move into it; all other tokens stay.
 
     Which tokens move is a hard choice. Among equals the source listed first moves first. With `top_q` > 1 a mover is
     shared between its most similar receivers by a softmax, through which the gradient reaches the similarity.
@@ -363,8 +352,7 @@ def assign_most_similar(
 def checkerboard_order(
     positions: torch.Tensor, gate: torch.Tensor | None = None, axes: Sequence[int] = (0, 1, 2)
 ) -> torch.Tensor:
-    """
-    Tokens of each group, receivers first: even places of a checkerboard over time, row and column, in raster order.
+    """Tokens of each group, receivers first: even places of a checkerboard over time, row and column, in raster order.
 
     The first half (rounded up) are the receivers, the local meta tokens; so every source has all its neighbours among
     them. The order depends on where tokens lie, not on how they are stored.
@@ -396,8 +384,7 @@ def global_meta_tokens(
     rounds: int = 2,
     temperature: float = 0.1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Object-level meta tokens of a clip (choice): soft k-means on the metric, started from a coarse grid of cells.
+    """Object-level meta tokens of a clip (choice): soft k-means on the metric, started from a coarse grid of cells.
 
     Args:
         metric: (batch, L, dim); sizes (batch, L); positions (batch, L, 3).
@@ -450,8 +437,7 @@ def merge_match(
     settings: MergeSettings = TRAINING_FREE,
     gate: torch.Tensor | None = None,
 ) -> MergeState:
-    """
-    STTM's default stage: a spatial step inside every group, then a temporal step over pairs of groups (2u, 2u + 1).
+    """STTM's default stage: a spatial step inside every group, then a temporal step over pairs of groups (2u, 2u + 1).
 
     In the temporal step the earlier group receives, so that the anchor of a token stays where its track began. A
     saliency gate weighs features, not sizes or positions; over both steps the weights of a token's members multiply out
@@ -505,8 +491,8 @@ def merge_tube(
     settings: MergeSettings = TRAINING_FREE,
     gate: torch.Tensor | None = None,
 ) -> MergeState:
-    """
-    For divided space-time attention: one spatial assignment, applied to every frame, so that token i stays one place.
+    """For divided space-time attention: one spatial assignment, applied to every frame, so that token i stays one
+    place.
 
     The similarity is averaged over time and the checkerboard coloured by row and column alone. Frames are never joined.
     Arguments as for `merge_match`; the budget comes from `merge_budgets(..., pair_groups=False)`.
@@ -541,9 +527,9 @@ def merge_pool(
     budget: MergeBudget,
     settings: MergeSettings = TRAINING_FREE,
 ) -> MergeState:
-    """
-    The variant closest to the abstract's wording: all tokens of a frame go, softly, into global meta tokens shared by
-    the clip; then windows of frames are fused meta token by meta token. Needs training. One stage, on unmerged tokens.
+    """The variant closest to the abstract's wording: all tokens of a frame go, softly, into global meta tokens shared
+    by the clip; then windows of frames are fused meta token by meta token. Needs training. One stage, on unmerged
+    tokens.
 
     Features of a window are weighed by size * exp(similarity to the meta token / temperature); sizes and positions by
     size alone, so their totals are kept.
@@ -603,8 +589,7 @@ def _fuse_windows(
     positions: torch.Tensor,
     anchors: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """
-    The frames of each window as one: features weighed by size * exp(salience), positions by size, the first anchors.
+    """The frames of each window as one: features weighed by size * exp(salience), positions by size, the first anchors.
 
     Args:
         sizes, salience: (batch, frames, K); tokens, positions, anchors: (batch, frames, K, ...).
@@ -626,8 +611,7 @@ def _fuse_windows(
 
 @_without_autocast
 def merge_alternate(state: MergeState, metric: torch.Tensor, budget: MergeBudget) -> MergeState:
-    """
-    Baseline in the manner of ToMe (arXiv 2210.09461), written from its description: every second token is a source,
+    """Baseline in the manner of ToMe (arXiv 2210.09461), written from its description: every second token is a source,
     each source looks for its most similar receiver by cosine, and the best pairs merge by size-weighted mean.
 
     Knows neither frames nor places. Afterwards the tokens form a single group; at most half of them can merge.
@@ -651,9 +635,8 @@ def merge_at_random(
     generator: torch.Generator | None = None,
     tube: bool = False,
 ) -> MergeState:
-    """
-    Baseline: merges between tokens that chance calls similar, drawn anew for every clip. It shows what the search for
-    similar tokens is worth. `metric` gives its shape alone.
+    """Baseline: merges between tokens that chance calls similar, drawn anew for every clip. It shows what the search
+    for similar tokens is worth. `metric` gives its shape alone.
 
     Args:
         tube: pairs as in `merge_tube`, the same in every frame. Otherwise as in `merge_alternate`.
@@ -665,8 +648,8 @@ def merge_at_random(
 def drop_at_random(
     state: MergeState, budget: MergeBudget, generator: torch.Generator | None = None, tube: bool = False
 ) -> MergeState:
-    """
-    Baseline: as many tokens as the budget merges are thrown away, chosen anew for every clip. What merging has to beat.
+    """Baseline: as many tokens as the budget merges are thrown away, chosen anew for every clip. What merging has to
+    beat.
 
     The sizes of the others stay, and `source` of a dropped token is -1.
 
@@ -720,8 +703,7 @@ def merge_tokens(
     gate: torch.Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> MergeState:
-    """
-    Every way of having fewer tokens by its name: STTM's "match", "tube" and "pool", and the BASELINES.
+    """Every way of having fewer tokens by its name: STTM's "match", "tube" and "pool", and the BASELINES.
 
     The baselines read nothing of a budget but its lengths (those of a tube its groups as well), so one budget compares
     all of them at equal cost.
@@ -768,8 +750,7 @@ def add_size_channel(
     alpha: float | torch.Tensor = 1.0,
     scale: float | None = None,
 ) -> SizedAttentionInputs:
-    """
-    Attention logits `q.k * scale + alpha * log(size of the key)` without a mask, so that flash kernels stay usable.
+    """Attention logits `q.k * scale + alpha * log(size of the key)` without a mask, so that flash kernels stay usable.
 
     The bias enters as one more channel, 1 in the query and bias / scale in the key; a second one holds what the dtype
     rounds off the first. Zeros fill up to a multiple of 8 channels. A token of size s then draws as much attention as s
@@ -891,8 +872,7 @@ def _similarity(
 def _aggregate_state(
     state: MergeState, mass: torch.Tensor, assignment: Assignment, keep_anchors: bool = False
 ) -> tuple[MergeState, torch.Tensor]:
-    """
-    Every field of the state under an assignment inside its groups, and the features' mass (batch, L).
+    """Every field of the state under an assignment inside its groups, and the features' mass (batch, L).
 
     Args:
         keep_anchors: the receiver's anchor stays (temporal step); else anchors are averaged as positions are.

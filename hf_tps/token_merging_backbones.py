@@ -166,8 +166,7 @@ class VideoBackbone:
         return nn.ModuleDict(present)
 
     def pool(self, pooler: nn.Module | None, outputs: Any, sizes: torch.Tensor | None) -> torch.Tensor:
-        """
-        What the backbone's own classifier reads, (batch, features).
+        """What the backbone's own classifier reads, (batch, features).
 
         Args:
             outputs: of the base model.
@@ -254,9 +253,8 @@ class ViViT(VideoBackbone):
 
 
 def without_mask(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """
-    Forward pre-hook of a ViViT's block: the model makes a mask that hides nothing when it is exported, for the tokens
-    of a whole clip. Another mask is refused by `check_call`.
+    """Forward pre-hook of a ViViT's block: the model makes a mask that hides nothing when it is exported, for the
+    tokens of a whole clip. Another mask is refused by `check_call`.
     """
     return args[:1], {**kwargs, "attention_mask": None}
 
@@ -498,9 +496,8 @@ CANNOT_MERGE = {"tps": "Its windows need whole maps of patches."}
 
 
 def backbone_of_config(config: PreTrainedConfig) -> VideoBackbone:
-    """
-    Raises:
-        ValueError: for a backbone that is not in the table, or a variant of one that cannot merge.
+    """Raises:
+    ValueError: for a backbone that is not in the table, or a variant of one that cannot merge.
     """
     for backbone in VIDEO_TRANSFORMERS.values():
         if backbone.model_type == config.model_type:

@@ -57,8 +57,7 @@ HANDLES = "_token_merging"  # the plug, on the base model while it is in
 
 @dataclass(kw_only=True, repr=False, eq=False)  # STTMConfig has those of Transformers
 class MergeOptions:
-    """
-    Everything that can be chosen of a merging model. `STTMConfig` has these fields, `add_token_merging` these
+    """Everything that can be chosen of a merging model. `STTMConfig` has these fields, `add_token_merging` these
     parameters.
 
     Args:
@@ -107,8 +106,7 @@ class MergeOptions:
     meta_temperature: float | int = 0.1
 
     def check_options(self) -> None:
-        """
-        Check what can be said without a model.
+        """Check what can be said without a model.
 
         Raises:
             ValueError: for options out of range, or meant for another method.
@@ -165,8 +163,7 @@ class MergePlan(NamedTuple):
     settings: MergeSettings
 
     def budgets(self, grid: Grid) -> tuple[MergeBudget, ...]:
-        """
-        What each stage does to a clip of this grid.
+        """What each stage does to a clip of this grid.
 
         Raises:
             ValueError: if a stage cannot do so many merges.
@@ -200,8 +197,7 @@ def check_merge_layers(merge_layers: Sequence[int] | None, num_blocks: int) -> t
 
 
 def plan_merging(config: PreTrainedConfig, options: MergeOptions | None = None) -> MergePlan:
-    """
-    Fill in what a backbone has as default, and check everything against its config.
+    """Fill in what a backbone has as default, and check everything against its config.
 
     Args:
         config: of the backbone.
@@ -243,8 +239,7 @@ def plan_merging(config: PreTrainedConfig, options: MergeOptions | None = None) 
 
 
 def multiply_accumulates(config: PreTrainedConfig, plan: MergePlan | None = None) -> int:
-    """
-    Multiply-accumulates of the patch embedding and the blocks on the clips that the config is for, by formula.
+    """Multiply-accumulates of the patch embedding and the blocks on the clips that the config is for, by formula.
 
     Heads, poolers, the merging itself (under 0.1 %) and the size channel are not counted.
 
@@ -272,8 +267,7 @@ def stages_before(merge_layers: Sequence[int], block: int) -> int:
 
 
 def keep_ratio_for_cut(config: PreTrainedConfig, plan: MergePlan, cut: float = DEFAULT_CUT) -> float:
-    """
-    The largest keep ratio, in hundredths, that saves at least the share `cut` of the multiply-accumulates.
+    """The largest keep ratio, in hundredths, that saves at least the share `cut` of the multiply-accumulates.
 
     VideoMAE-B on 16 x 224 x 224: 0.72.
 
@@ -321,8 +315,7 @@ class Call:
 
 
 class ThreadCalls(threading.local):
-    """
-    What goes on in this thread: `calls` of plugged models, the innermost last; and for each of them the forward pass
+    """What goes on in this thread: `calls` of plugged models, the innermost last; and for each of them the forward pass
     whose checkpointed blocks the backward pass computes again here. The graph of that forward pass keeps it alive.
     """
 
@@ -338,8 +331,7 @@ THREAD = ThreadCalls()
 
 
 class TokenMerging(Plug):
-    """
-    Token merging in one model.
+    """Token merging in one model.
 
     Args:
         base: the base model.
@@ -550,10 +542,9 @@ class TokenMerging(Plug):
         return block._gradient_checkpointing_func
 
     def check_checkpointing(self) -> None:
-        """
-        Raises:
-            ValueError: for reentrant checkpointing where sizes have a gradient: it cuts the graph between the blocks,
-                through which the sizes of merged tokens pass beside the hidden states.
+        """Raises:
+        ValueError: for reentrant checkpointing where sizes have a gradient: it cuts the graph between the blocks,
+            through which the sizes of merged tokens pass beside the hidden states.
         """
         function = self.checkpointing_function()
         if function is None or not (getattr(function, "keywords", None) or {}).get("use_reentrant", False):
@@ -608,8 +599,7 @@ def check_layout(base: nn.Module, backbone: VideoBackbone) -> None:
 
 
 def plug_merging(model: nn.Module, plan: MergePlan, learned: Sequence[nn.Module | None] | None = None) -> TokenMerging:
-    """
-    Add token merging after a plan that was made from the config of the model's backbone.
+    """Add token merging after a plan that was made from the config of the model's backbone.
 
     Raises:
         ValueError: for a model that cannot merge or is plugged already. The model is untouched then.
@@ -625,8 +615,7 @@ def plug_merging(model: nn.Module, plan: MergePlan, learned: Sequence[nn.Module 
 
 
 def add_token_merging(model: nn.Module, keep_ratio: float | None = None, **options: Any) -> nn.Module:
-    """
-    Let a video transformer merge similar tokens (STTM), without training.
+    """Let a video transformer merge similar tokens (STTM), without training.
 
     The model's outputs keep their form; `last_hidden_state`, and `hidden_states` behind a merge, have fewer tokens.
     Sizes and places of the tokens are outputs of `STTMModel`. Give the classifier rather than its base model where
@@ -676,8 +665,7 @@ add_token_merging.__signature__ = inspect.Signature(  # type: ignore[attr-define
 
 
 def remove_token_merging(model: nn.Module) -> nn.Module:
-    """
-    Undo `add_token_merging`: the model computes again what it computed before, to the bit.
+    """Undo `add_token_merging`: the model computes again what it computed before, to the bit.
 
     Returns:
         The model, changed in place.

@@ -10,8 +10,7 @@ from torch import nn
 
 
 def resize_positions(positions: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """
-    A square grid of position embeddings for another map: bicubic, as XViT's released code does it.
+    """A square grid of position embeddings for another map: bicubic, as XViT's released code does it.
 
     Args:
         positions: (1, side * side, channels).
@@ -28,8 +27,7 @@ def resize_positions(positions: torch.Tensor, rows: int, columns: int) -> torch.
 
 
 class ViTEmbeddings(nn.Module):
-    """
-    Each frame as a class token and its patches, with learned positions.
+    """Each frame as a class token and its patches, with learned positions.
 
     The projection is a linear layer on flattened patches (channel, row, column): a convolution with stride equal to its
     kernel. Other image sizes than the config's interpolate the positions.
@@ -67,8 +65,7 @@ def attend(
     value: torch.Tensor,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """
-    Attention of each group of tokens through Transformers' attention interface.
+    """Attention of each group of tokens through Transformers' attention interface.
 
     Args:
         attention_interface: the kernel. Each modeling file looks it up itself, since Transformers reads their source to

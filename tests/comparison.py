@@ -11,8 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 def assert_close_to_spread(actual: torch.Tensor, expected: torch.Tensor, share: float = 5e-5) -> None:
-    """
-    No entry of `actual` is further from that of `expected` than `share` of the standard deviation of `expected`.
+    """No entry of `actual` is further from that of `expected` than `share` of the standard deviation of `expected`.
 
     Args:
         actual, expected: of the same shape, dtype and device, with at least two different entries.
@@ -26,8 +25,7 @@ def assert_close_to_spread(actual: torch.Tensor, expected: torch.Tensor, share: 
 def assert_gradients_close(
     actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], share: float = 1e-4
 ) -> None:
-    """
-    The same names, and no entry of a gradient further away than `share` of the largest entry of this gradient.
+    """The same names, and no entry of a gradient further away than `share` of the largest entry of this gradient.
 
     A gradient that is zero but for rounding, such as that of a key's bias before softmax, has no size of its own: a
     hundredth of the share of the largest entry of all gradients is allowed as well.
@@ -42,8 +40,7 @@ def assert_gradients_close(
 
 
 def unfused_attention() -> AbstractContextManager:
-    """
-    A context in which `scaled_dot_product_attention` takes its plain kernel.
+    """A context in which `scaled_dot_product_attention` takes its plain kernel.
 
     The fused one for bfloat16 asks the processor what it can do and then raises, where ATEN_CPU_CAPABILITY has told the
     rest of torch to use less.

