@@ -7,6 +7,7 @@ takes hold of modules that nobody replaces (attention, block, model) and of the 
 layer that happens to lie there.
 """
 
+import itertools
 import threading
 import weakref
 from collections.abc import Callable
@@ -54,24 +55,45 @@ class FollowedHook:
     changed.
 
     Args:
+        parent: the module that is called.
         path: of the followed module, from the parent.
         hook: for `register_forward_pre_hook` (`before`) or `register_forward_hook`.
     """
 
-    def __init__(self, path: str, hook: Callable, before: bool = False):
+    def __init__(self, parent: nn.Module, path: str, hook: Callable, before: bool = False):
+        self.parent = parent
         self.path = path
         self.hook = MarkedHook(f"{'before' if before else 'after'} {path}", hook)
         self.before = before
+        self.look_anew()
+
+    def look_anew(self) -> None:
+        """Begin without a module: a new hook, or the copy of one."""
+        self.number = next(NUMBERS)
+        FOLLOWED[self.number] = self
         self.child_id: int | None = None  # not the module itself, which compiled code could not compare
         self.watch: weakref.ref | None = None
 
     def __call__(self, parent: nn.Module, args: tuple) -> None:
-        if id(parent.get_submodule(self.path)) != self.child_id:
-            move_hook(self, parent)
+        if id(self.parent.get_submodule(self.path)) != self.child_id:
+            move_hook(self.number)
 
-    def remove(self, parent: nn.Module) -> None:
+    def move(self) -> None:
+        """Put the hook on the module that is there now."""
+        with PLUG_LOCK:
+            child = self.parent.get_submodule(self.path)
+            if id(child) == self.child_id:  # another thread was faster
+                return
+            self.remove()
+            register = child.register_forward_pre_hook if self.before else child.register_forward_hook
+            register(self.hook)
+            # A module that dies may leave its address to the one that takes its place.
+            self.watch = weakref.ref(child, partial(forget_child, weakref.ref(self)))
+            self.child_id = id(child)
+
+    def remove(self) -> None:
         """Take the hook from everything below the parent, copies of it included."""
-        for module in parent.modules():
+        for module in self.parent.modules():
             for hooks in (module._forward_hooks, module._forward_pre_hooks):
                 for key, hook in list(hooks.items()):
                     if isinstance(hook, MarkedHook) and hook.place == self.hook.place:
@@ -79,22 +101,22 @@ class FollowedHook:
         self.child_id = self.watch = None
 
     def __getstate__(self) -> dict:
-        # A copy looks anew where its module lies.
-        return {**self.__dict__, "child_id": None, "watch": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("number", "child_id", "watch")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.look_anew()
+
+
+# By number, since Dynamo takes constants alone to what it does not trace.
+FOLLOWED: weakref.WeakValueDictionary[int, FollowedHook] = weakref.WeakValueDictionary()
+NUMBERS = itertools.count()
 
 
 @torch.compiler.assume_constant_result
-def move_hook(followed: FollowedHook, parent: nn.Module) -> bool:
-    """Put the hook on the module that is there now: at once, also while the modules are being traced."""
-    with PLUG_LOCK:
-        child = parent.get_submodule(followed.path)
-        if id(child) != followed.child_id:  # no other thread was faster
-            followed.remove(parent)
-            register = child.register_forward_pre_hook if followed.before else child.register_forward_hook
-            register(followed.hook)
-            # A module that dies may leave its address to the one that takes its place.
-            followed.watch = weakref.ref(child, partial(forget_child, weakref.ref(followed)))
-            followed.child_id = id(child)
+def move_hook(number: int) -> bool:
+    """`FollowedHook.move`, at once, also while the modules are being traced."""
+    FOLLOWED[number].move()
     return True
 
 
@@ -117,10 +139,10 @@ class Plug:
 
     def follow(self, parent: nn.Module, path: str, hook: Callable, before: bool = False) -> None:
         """A hook on the module at `path` of `parent`, whichever that is when the parent is called."""
-        followed = FollowedHook(path, hook, before)
-        self.undo.append(partial(followed.remove, parent))
+        followed = FollowedHook(parent, path, hook, before)
+        self.undo.append(followed.remove)
         self.before(parent, followed)
-        move_hook(followed, parent)  # already now, since Dynamo before torch 2.11 cannot trace it
+        followed.move()
 
     def replace_attribute(self, module: nn.Module, name: str, value: Any) -> None:
         """Give an instance another attribute."""
