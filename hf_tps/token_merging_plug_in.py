@@ -421,6 +421,8 @@ class TokenMerging(Plug):
 
     def begin(self, module: nn.Module, args: tuple) -> None:
         """Of the model that was plugged, where it is not the base model itself."""
+        while THREAD.calls and THREAD.calls[-1].merging is self:  # a call that an interrupt broke off
+            THREAD.calls.pop()
         THREAD.calls.append(Call(self, of_base=False))
 
     def begin_base(self, module: nn.Module, args: tuple, kwargs: dict) -> None:

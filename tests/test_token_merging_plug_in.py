@@ -340,9 +340,20 @@ def test_nothing_of_a_clip_is_kept_after_the_forward_pass_nor_after_an_error():
     add_token_merging(model, keep_ratio=0.7)
     logits(model, clip)
     assert merging_of(model).run is None
+    classify = model.classifier.forward
     model.classifier.forward = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
         model(clip)
+    assert merging_of(model).run is None
+
+    def interrupt(*_):
+        raise KeyboardInterrupt  # which passes the hooks that follow an error
+
+    model.classifier.forward = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        model(clip)
+    model.classifier.forward = classify
+    logits(model, clip)
     assert merging_of(model).run is None
 
 
