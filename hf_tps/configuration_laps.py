@@ -22,9 +22,10 @@ _DEFAULTS = {
 
 @strict
 class LAPSConfig(PreTrainedConfig):
-    r"""Configuration of [`LAPSModel`] and [`LAPSForVideoClassification`] (Zhang et al., "Long-term Leap Attention,
-    Short-term Periodic Shift for Video Classification", ACM MM 2022, arXiv 2207.05526), and of the other networks of
-    its release, TokShift among them (ACM MM 2021, arXiv 2108.02432).
+    r"""Configuration of [`LAPSModel`] and [`LAPSForVideoClassification`].
+
+    Zhang et al., "Long-term Leap Attention, Short-term Periodic Shift for Video Classification", ACM MM 2022, arXiv
+    2207.05526; and the other networks of its release, TokShift among them (ACM MM 2021, arXiv 2108.02432).
 
     The defaults are Visformer-S with 8 frames of 224 x 224; `LAPSConfig(backbone="vit")` is ViT-B/16. The networks of
     the release's model zoo:

@@ -11,8 +11,10 @@ from .temporal_shift import resolve_patch_shift_pattern
 
 @strict
 class TPSConfig(PreTrainedConfig):
-    r"""Configuration of [`TPSModel`] and [`TPSForVideoClassification`] (Xiang et al., "Spatiotemporal Self-attention
-    Modeling with Temporal Patch Shift for Action Recognition", ECCV 2022, arXiv 2207.13259).
+    r"""Configuration of [`TPSModel`] and [`TPSForVideoClassification`].
+
+    Xiang et al., "Spatiotemporal Self-attention Modeling with Temporal Patch Shift for Action Recognition", ECCV 2022,
+    arXiv 2207.13259.
 
     The defaults are the released tiny model at 32 x 224 x 224; the number of classes is `num_labels`, as everywhere in
     Transformers. The other two sizes:

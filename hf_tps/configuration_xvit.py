@@ -9,8 +9,9 @@ from transformers import PreTrainedConfig
 
 @strict
 class XViTConfig(PreTrainedConfig):
-    r"""Configuration of [`XViTModel`] and [`XViTForVideoClassification`] (Bulat et al., "Space-time Mixing Attention
-    for Video Transformer", NeurIPS 2021, arXiv 2106.05968).
+    r"""Configuration of [`XViTModel`] and [`XViTForVideoClassification`].
+
+    Bulat et al., "Space-time Mixing Attention for Video Transformer", NeurIPS 2021, arXiv 2106.05968.
 
     The defaults are ViT-B/16 with 16 frames of 224 x 224 and the released settings for Something-Something v2; the
     released Kinetics models have `shift_div=8, segment_length=8`. `XViTConfig.paper()` takes the paper's side where the

@@ -4,8 +4,7 @@
 A wide tensor inside an MLP or an attention does not fit into the cache, and one of more than 32 MB is asked from the
 operating system page by page and given back at every call, which took half of the time of a large MLP. Some rows at a
 time, the same products run in memory that the process owns already. For the same reason the blocks of this package give
-no names to
-tensors that they need only once: what is freed early is there for the next one.
+no names to tensors that they need only once: what is freed early is there for the next one.
 
 The rule, in every family:
 

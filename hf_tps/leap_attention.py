@@ -6,9 +6,11 @@ from .index_cache import cached_by_shape
 
 
 def leap_pairs(num_frames: int, level: int) -> list[tuple[int, int]]:
-    """The pairs of frames that attend jointly at a level: frame t and frame t + leap, leap = num_frames // 2**level,
-    each frame in one pair, scanned upwards. In a clip with an odd number of frames the last frame is paired with
-    itself, which is attention inside it alone; the others pair as in a clip without it.
+    """The pairs of frames that attend jointly at a level.
+
+    They are frame t and frame t + leap, leap = num_frames // 2**level, each frame in one pair, scanned upwards. In a
+    clip with an odd number of frames the last frame is paired with itself, which is attention inside it alone; the
+    others pair as in a clip without it.
 
     Raises:
         ValueError: for a level that leaves a frame without partner.

@@ -179,8 +179,10 @@ class PreTrainedModelAroundBackbone(VideoPreTrainedModel):
         self.base_model.backbone.set_input_embeddings(value)
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], strict: bool = True, assign: bool = False) -> Any:
-        """Takes the names of today and those that `save_pretrained` writes, which are the names of published image
-        checkpoints. Trainer resumes through this method without renaming, and would go on with new weights.
+        """Load weights under the names of the modules, or under those that `save_pretrained` writes.
+
+        The latter are the names of published image checkpoints. Trainer resumes through this method, without renaming,
+        and would go on with new weights.
         """
         names = list(self.state_dict())
         numbers = {name: torch.tensor(number) for number, name in enumerate(names)}
@@ -206,7 +208,9 @@ class VideoClassificationMixin:
     def forward(
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Any
     ) -> ImageClassifierOutput:
-        r"""Args:
+        r"""Logits of videos, and the loss where labels are given.
+
+        Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised; or (batch, views, num_frames,
                 channels, height, width), whose views are averaged as `config.view_aggregation` says.
             labels: (batch,) class ids; or (batch, num_labels) floats, class probabilities as mixup and cutmix make them

@@ -36,8 +36,9 @@ from .vit_layers import ViTEmbeddings, attend
 
 
 class LAPSAttention(nn.Module):
-    """Attention among the tokens of two frames a leap apart (LAPS section 3), of one frame, or of the whole clip; then,
-    head by head, the periodic shift of channels between neighbouring frames.
+    """Attention among the tokens of two frames a leap apart (LAPS section 3), of one frame, or of the whole clip.
+
+    The periodic shift of channels between neighbouring frames follows, head by head, before the output projection.
     """
 
     def __init__(self, config: LAPSConfig, channels: int, level: int | None, bias: bool):
@@ -360,7 +361,9 @@ class LAPSModel(LAPSPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        r"""Args:
+        r"""Features of clips.
+
+        Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised; any number of frames that the leap
                 levels can pair; height and width of at least 32 (Visformer), or multiples of the patch (ViT).
             kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`.

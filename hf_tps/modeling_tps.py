@@ -58,8 +58,7 @@ class TPSEmbeddings(nn.Module):
 
 
 class TPSAttention(nn.Module):
-    """Self-attention inside windows of one frame, over patches (or channels) that come from several frames (TPS section
-    3).
+    """Self-attention inside windows of one frame, over patches or channels of several frames (TPS section 3).
 
     Window partition, cyclic window shift and patch shift are one gather before the attention and its inverse after.
     """
@@ -285,7 +284,9 @@ class TPSModel(TPSPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        r"""Args:
+        r"""Features of clips.
+
+        Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised. Any height and width; as many frames
                 as the config says (the last tubelet may be incomplete).
             kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`.

@@ -119,8 +119,10 @@ class XViTTemporalLayer(nn.Module):
 
 
 class XViTTemporalHead(nn.Module):
-    """Temporal attention (XViT section 3.3): one more token attends to the class tokens of all frames, without
-    positions; then the hidden layer before the classifier. With no layers: the mean of the class tokens.
+    """Temporal attention (XViT section 3.3): one more token attends to the class tokens of all frames.
+
+    There are no positions; the hidden layer before the classifier follows. Without layers it is the mean of the class
+    tokens.
     """
 
     def __init__(self, config: XViTConfig):
@@ -216,7 +218,9 @@ class XViTModel(XViTPreTrainedModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        r"""Args:
+        r"""Features of clips.
+
+        Args:
             pixel_values: (batch, num_frames, channels, height, width), normalised; any number of frames, height and
                 width multiples of the patch.
             kwargs: `output_hidden_states`, `output_attentions` (with `attn_implementation="eager"`), `return_dict`.

@@ -15,8 +15,9 @@ Pattern = tuple[tuple[int, ...], ...]
 
 
 class WindowLayout(NamedTuple):
-    """How the tokens of a clip lie in windows. L = frames * windows * places is the number of tokens in windows,
-    padding included, ordered frame, window, place.
+    """How the tokens of a clip lie in windows.
+
+    L = frames * windows * places is the number of tokens in windows, padding included, ordered frame, window, place.
     """
 
     gather: torch.Tensor  # (L,) int64: which token of the flat clip (frame, row, column) each place takes
@@ -33,8 +34,10 @@ class WindowGrid(NamedTuple):
 
 
 def window_grid(height: int, width: int, window_size: int, shifted: bool) -> WindowGrid:
-    """Windows never reach beyond the map: an axis not longer than `window_size` is one window, not shifted (as in Swin;
-    each axis on its own, as in the released TPS). Longer axes are padded up to a multiple of the window.
+    """The windows of a map, which never reach beyond it.
+
+    An axis not longer than `window_size` is one window, not shifted (as in Swin; each axis on its own, as in the
+    released TPS). Longer axes are padded up to a multiple of the window.
     """
     window = (min(window_size, height), min(window_size, width))
     shift = (

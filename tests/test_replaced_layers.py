@@ -9,6 +9,7 @@ from torch import nn
 
 from hf_tps import cpu_pieces
 from tests import micro_models
+from tests.comparison import assert_close_to_spread
 from tests.layer_swaps import SWAPS, with_lora
 
 # (model_type, settings). At 16 channels torchao leaves a layer as it is.
@@ -45,11 +46,6 @@ def clip(model) -> torch.Tensor:
 @torch.no_grad()
 def logits(model: nn.Module, clip: torch.Tensor) -> torch.Tensor:
     return model(clip).logits
-
-
-def assert_close_to_spread(actual: torch.Tensor, expected: torch.Tensor, share: float):
-    """The largest difference, as a share of the standard deviation of what is expected."""
-    assert (actual - expected).abs().max() < share * expected.std()
 
 
 def assert_time_is_seen_as_before(model: nn.Module, original: nn.Module, clip: torch.Tensor):
