@@ -16,10 +16,9 @@ from tests.layer_swaps import SWAPS, lora_config, with_lora
 
 # One model for each way in which a family's attention is written; "token" has no place in Swin.
 SHIFTED = [
-    (name, shift)
-    for name in ("vit", "dinov2 registers", "dinov3", "swin", "beit")
-    for shift in SHIFTS
-    if not (name == "swin" and shift == "token")
+    *((name, shift) for name in ("vit", "dinov3") for shift in SHIFTS),
+    *(("swin", shift) for shift in SHIFTS if shift != "token"),
+    *(("beit", shift) for shift in ("patch", "mixing")),
 ]
 BACKBONES = list(video_transformers.MODELS)
 
