@@ -7,7 +7,7 @@
 # TORCH picks the torch build, TRANSFORMERS the Transformers one:
 #   make test TORCH="torch==2.13.0" TRANSFORMERS="transformers==5.20.0"
 PYTHON ?= python3
-TORCH ?= torch>=2.6
+TORCH ?= torch>=2.13
 TRANSFORMERS ?= transformers>=5.20,<6
 VENV ?= .venv
 VIDEO ?=
