@@ -21,7 +21,7 @@ from .modeling_base import PreTrainedModelAroundBackbone, VideoClassificationMix
 from .modeling_laps import LAPSForVideoClassification, LAPSModel
 from .modeling_xvit import XViTForVideoClassification, XViTModel
 from .token_merging import MergeState
-from .token_merging_plug_in import plug_merging
+from .token_merging_plug_in import find_video_transformer, plug_merging
 
 # Models of this package, by name here: a folder of STTM opens also where nothing is registered with the Auto classes.
 OWN_MODELS: dict[str, tuple[type, type]] = {
@@ -78,7 +78,7 @@ def build_backbone(config: STTMConfig) -> tuple[PreTrainedModel, nn.Module | Non
     if backbone_config.model_type in OWN_MODELS:
         return OWN_MODELS[backbone_config.model_type][0](backbone_config), None
     classifier = AutoModelForVideoClassification.from_config(backbone_config, dtype=torch.get_default_dtype())
-    base = classifier.base_model
+    base = find_video_transformer(classifier)  # Transformers 5.20 does not find that of VideoPrism
     for part in config.backbone.unused:
         delattr(base, part)
     return base, config.backbone.pooler(classifier)
@@ -201,8 +201,8 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
         sttm = model.base_model
         # Not through from_pretrained: to the names of today it applies conversions that are for the names of files.
         for part in config.backbone.unused:
-            delattr(video_model.base_model, part)
-        sttm.backbone.load_state_dict(video_model.base_model.state_dict())
+            delattr(find_video_transformer(video_model), part)
+        sttm.backbone.load_state_dict(find_video_transformer(video_model).state_dict())
         if sttm.pooler is not None:
             sttm.pooler.load_state_dict(config.backbone.pooler(video_model).state_dict())
         if needs_head:
