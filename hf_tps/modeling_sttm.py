@@ -200,9 +200,10 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
         model = cls._from_config(config, **loading).eval()
         sttm = model.base_model
         # Not through from_pretrained: to the names of today it applies conversions that are for the names of files.
+        video_base = find_video_transformer(video_model)
         for part in config.backbone.unused:
-            delattr(find_video_transformer(video_model), part)
-        sttm.backbone.load_state_dict(find_video_transformer(video_model).state_dict())
+            delattr(video_base, part)
+        sttm.backbone.load_state_dict(video_base.state_dict())
         if sttm.pooler is not None:
             sttm.pooler.load_state_dict(config.backbone.pooler(video_model).state_dict())
         if needs_head:
@@ -259,8 +260,7 @@ def check_loaded(model: PreTrainedModel, report: dict, source: str, needs_head: 
     if lost:
         raise ValueError(
             f"{len(lost)} weights of {source} are not in the {type(model).__name__} that Transformers made of it, such "
-            "as "
-            f"{lost[:4]}: this version of Transformers does not know their names. Take another one (5.20 to 5.23 are "
+            f"as {lost[:4]}: this version of Transformers does not know their names. Take another one (5.20 to 5.23 are "
             "known)."
         )
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -82,6 +83,15 @@ def case(request) -> Case:
     return make(*arguments)
 
 
+def in_threads(count: int, work: Callable[[int], None]) -> None:
+    """`work` in so many threads at once, each with its number, to their end."""
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 @pytest.mark.parametrize("swap", SWAPS)
 def test_a_plug_acts_alike_before_and_after_layers_were_replaced(case, swap):
     plugged_first = SWAPS[swap](case.plug(case.build()))
@@ -148,7 +158,7 @@ def test_plugging_from_many_threads_leaves_no_hook_behind(name):
     expected, hooks = case.answer(model), shifts.count_hooks(model)
     refused = []
 
-    def in_and_out() -> None:
+    def in_and_out(number: int) -> None:
         for _ in range(20):
             for change in (case.plug, case.unplug):
                 try:
@@ -156,11 +166,7 @@ def test_plugging_from_many_threads_leaves_no_hook_behind(name):
                 except ValueError as error:  # another thread was faster
                     refused.append(str(error))
 
-    threads = [threading.Thread(target=in_and_out) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(8, in_and_out)
     assert all("already" in message or "remove" in message for message in refused)
     with contextlib.suppress(ValueError):  # the last change may have put it in
         case.unplug(model)
@@ -186,11 +192,7 @@ def test_threads_share_a_model_and_get_their_own_answers(name):
             except Exception as error:
                 wrong.append(f"{type(error).__name__}: {error}"[:200])
 
-    threads = [threading.Thread(target=call, args=(first,)) for first in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(8, call)
     assert wrong == []
 
 
@@ -224,9 +226,5 @@ def test_threads_train_a_checkpointed_model_at_once(name):
             except Exception as error:
                 wrong.append(f"{type(error).__name__}: {error}"[:200])
 
-    threads = [threading.Thread(target=train, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(4, train)
     assert wrong == []
