@@ -260,8 +260,8 @@ def check_loaded(model: PreTrainedModel, report: dict, source: str, needs_head: 
     if lost:
         raise ValueError(
             f"{len(lost)} weights of {source} are not in the {type(model).__name__} that Transformers made of it, such "
-            f"as {lost[:4]}: this version of Transformers does not know their names. Take another one (5.20 to 5.23 are "
-            "known)."
+            f"as {lost[:4]}: this version of Transformers does not know their names. Take another one (5.20 to 5.23 "
+            "are known)."
         )
 
 
