@@ -17,6 +17,8 @@ INDEX_RULES = ("stride", "linspace")
 PAST_END = ("loop", "clamp")
 CLIP_PLACEMENTS = ("centre", "start")
 
+# Of all clips of a video together: more is a mistake, or a settings file that wants all the memory there is.
+MAX_SAMPLED_FRAMES = 2**16
 # Uniform sampling has three test views: the middle, the first and the last frame of each segment.
 MAX_UNIFORM_CLIPS = 3
 
@@ -45,6 +47,10 @@ def check_sampling_settings(
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}.")
+    if num_frames * num_clips > MAX_SAMPLED_FRAMES:
+        raise ValueError(
+            f"num_frames={num_frames} times num_clips={num_clips} is more than {MAX_SAMPLED_FRAMES} frames of a video."
+        )
     if sampling == "uniform" and num_clips > MAX_UNIFORM_CLIPS:
         raise ValueError(
             f"sampling='uniform' has {MAX_UNIFORM_CLIPS} clips (middle, start and end of each segment), got "

@@ -19,8 +19,12 @@ from transformers.video_processing_utils import VideoProcessorMixin
 from transformers.video_utils import VideoMetadata
 
 from .frame_sampling import check_sampling_settings, sample_frame_indices
-from .video_reading import read_video
+from .video_reading import MAX_FRAME_PIXELS, read_video
 
+# `fps` asks for as many frames as a file's duration makes, and that may be anything.
+MAX_FRAMES_BY_FPS = 4096
+# Settings of a call, which no file may change
+CALL_SETTINGS = ("training", "max_frame_pixels")
 SAMPLING_SETTINGS = ("sampling", "frame_interval", "index_rule", "past_end", "clip_placement", "num_clips")
 
 _INTERPOLATION = {
@@ -42,6 +46,7 @@ class TPSVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[call-a
     num_crops: int | None
     antialias: bool | None
     training: bool | None
+    max_frame_pixels: int | None
 
 
 class TPSVideoProcessor(VideoProcessorMixin):
@@ -67,6 +72,8 @@ class TPSVideoProcessor(VideoProcessorMixin):
         do_convert_rgb (`bool`, defaults to True): grey frames are repeated, RGBA frames laid over white. False refuses
             them, since the models want three channels.
         training (`bool`, call only): random frames, drawn from torch's global generator, instead of the test positions.
+        max_frame_pixels (`int`, call only, defaults to 8192 * 4320): the most pixels that a frame may have, in the file
+            and after resizing. Whatever a file declares, no more memory than that is taken for a frame.
     """
 
     model_input_names = ["pixel_values"]
@@ -82,6 +89,7 @@ class TPSVideoProcessor(VideoProcessorMixin):
     clip_placement = "centre"
     num_clips = 1
     training = False
+    max_frame_pixels = MAX_FRAME_PIXELS
 
     do_convert_rgb = True
     do_resize = True
@@ -103,17 +111,17 @@ class TPSVideoProcessor(VideoProcessorMixin):
         self._set_attributes(**kwargs)
         if kwargs.get("fps") is not None and kwargs.get("num_frames") is None:
             self.num_frames = None
-        if self.training:
-            raise ValueError(
-                "training is not a setting to save: give it at the call, processor(videos, training=True)."
-            )
+        for name in CALL_SETTINGS:
+            if kwargs.get(name):
+                raise ValueError(
+                    f"{name} is not a setting to save: give it at the call, processor(videos, {name}={kwargs[name]!r})."
+                )
         _check_settings({name: getattr(self, name) for name in self.valid_kwargs.__annotations__})
 
     def to_dict(self) -> dict[str, Any]:
         """All settings, as they are saved in video_preprocessor_config.json."""
         settings = super().to_dict()
-        settings.pop("training", None)
-        return settings
+        return {name: value for name, value in settings.items() if name not in CALL_SETTINGS}
 
     def preprocess(self, videos: Any, **kwargs: Unpack[TPSVideoProcessorKwargs]) -> BatchFeature:
         """Prepare one video or several for a model; calling the processor does the same.
@@ -142,6 +150,7 @@ class TPSVideoProcessor(VideoProcessorMixin):
         for number, video in enumerate(videos):
             frames, metadata[number] = self._load(video, metadata[number], settings)
             pixel_values.append(_views(frames, settings))
+            del frames
 
         return_tensors = settings["return_tensors"]
         if return_tensors is not None:
@@ -181,6 +190,11 @@ class TPSVideoProcessor(VideoProcessorMixin):
                     "video_metadata={'fps': ...} or {'duration': ...}, or use num_frames."
                 )
             num_frames = max(1, round(duration * fps))
+            if num_frames > max(metadata.total_num_frames, MAX_FRAMES_BY_FPS):
+                raise ValueError(
+                    f"fps={fps:g} asks for {num_frames} frames of a video that has {metadata.total_num_frames} and says "
+                    f"that it lasts {duration:g} seconds: give num_frames instead."
+                )
             settings["sampling"] = "uniform"
         return sample_frame_indices(metadata.total_num_frames, num_frames=num_frames, **settings).reshape(-1)
 
@@ -205,33 +219,35 @@ class TPSVideoProcessor(VideoProcessorMixin):
     def _load(
         self, video: Any, metadata: VideoMetadata | None, settings: dict[str, Any]
     ) -> tuple[torch.Tensor, VideoMetadata]:
-        """The sampled frames of one video, RGB, (frames, 3, height, width), uint8 or float32."""
+        """The sampled frames of one video, RGB, resized, (frames, 3, height, width), uint8 or float32."""
         choose: Callable[..., np.ndarray] | None
         choose = partial(self.sample_frames, **settings) if settings["do_sample_frames"] else None
         if _is_source(video):
-            frames, metadata = read_video(video, choose)
-        else:
-            total = len(video)
-            if total == 0:
-                raise ValueError("The video has no frames.")
-            metadata = metadata or VideoMetadata(total_num_frames=total)
-            metadata.total_num_frames = total
-            # Chosen first, so that only the frames that are used are copied and converted.
-            indices = choose(metadata) if choose else np.arange(total)
-            metadata.frames_indices = indices.tolist()
-            frames = _channels_first(_take(video, indices), settings["input_data_format"])
-            frames = _to_rgb(frames, settings["do_convert_rgb"])
-            metadata.height, metadata.width = frames.shape[-2:]
-            if settings["do_rescale"] and frames.is_floating_point() and frames.min() >= 0 and frames.max() <= 1:
-                warn(
-                    "The frames look as if they were already scaled to [0, 1] and will be scaled down again: pass "
-                    "do_rescale=False, or frames in [0, 255].",
-                    UserWarning,
-                    stacklevel=4,
-                )
-        if settings["device"] is not None:
-            frames = frames.to(settings["device"])
-        return frames, metadata
+            return read_video(
+                video,
+                choose,
+                each_frame=lambda frame: _prepare(frame[None], settings)[0],
+                max_frame_pixels=settings["max_frame_pixels"],
+            )
+        total = len(video)
+        if total == 0:
+            raise ValueError("The video has no frames.")
+        metadata = metadata or VideoMetadata(total_num_frames=total)
+        metadata.total_num_frames = total
+        # Chosen first, so that only the frames that are used are copied and converted.
+        indices = choose(metadata) if choose else np.arange(total)
+        metadata.frames_indices = indices.tolist()
+        frames = _channels_first(_take(video, indices), settings["input_data_format"])
+        frames = _to_rgb(frames, settings["do_convert_rgb"])
+        metadata.height, metadata.width = frames.shape[-2:]
+        if settings["do_rescale"] and frames.is_floating_point() and frames.min() >= 0 and frames.max() <= 1:
+            warn(
+                "The frames look as if they were already scaled to [0, 1] and will be scaled down again: pass "
+                "do_rescale=False, or frames in [0, 255].",
+                UserWarning,
+                stacklevel=4,
+            )
+        return _prepare(frames, settings), metadata
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -283,13 +299,17 @@ def _check_settings(settings: dict[str, Any]) -> None:
         if set(crop) != {"height", "width"} or min(crop.values()) < 1:
             raise ValueError(f"crop_size must be {{'height': n, 'width': n}}, got {crop}.")
     if settings["do_rescale"] and not (_are_numbers(settings["rescale_factor"], 1) and settings["rescale_factor"]):
-        raise ValueError(f"rescale_factor must be a number other than 0, got {settings['rescale_factor']!r}.")
+        raise ValueError(f"rescale_factor must be a finite number other than 0, got {settings['rescale_factor']!r}.")
     if settings["do_normalize"]:
         for name in ("image_mean", "image_std"):
             if not _are_numbers(settings[name], 1, 3):
-                raise ValueError(f"{name} must be one number or three (RGB), got {settings[name]!r}.")
+                raise ValueError(f"{name} must be one finite number or three (RGB), got {settings[name]!r}.")
         if not np.all(settings["image_std"]):
             raise ValueError(f"image_std must not contain 0, got {settings['image_std']!r}.")
+    black_and_white = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1).repeat(1, 3, 1, 1)
+    if not _rescale_and_normalize(black_and_white, settings).isfinite().all():
+        given = {name: settings[name] for name in ("rescale_factor", "image_mean", "image_std")}
+        raise ValueError(f"{given} do not make finite numbers of pixels from 0 to 255: give the model's own.")
     if settings["data_format"] not in (None, ChannelDimension.FIRST, ChannelDimension.FIRST.value):
         raise ValueError(
             f"data_format can only be 'channels_first', the models' layout, got {settings['data_format']!r}."
@@ -300,7 +320,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
 
 def _are_numbers(value: Any, *counts: int) -> bool:
     array = np.asarray(value)
-    return array.dtype.kind in "iuf" and array.size in counts
+    return array.dtype.kind in "iuf" and array.size in counts and bool(np.isfinite(array).all())
 
 
 def _size(value: Any, name: str) -> dict[str, int]:
@@ -452,22 +472,30 @@ def _to_rgb(frames: torch.Tensor, do_convert_rgb: bool) -> torch.Tensor:
 # --- pixels ----------------------------------------------------------------------------------------------------------
 
 
+def _prepare(frames: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
+    """Frames (frames, 3, height, width) on the device asked for, resized: the part that can be done frame by frame."""
+    if settings["device"] is not None:
+        frames = frames.to(settings["device"])
+    if settings["do_resize"]:
+        frames = _resize(frames, settings)
+    return frames
+
+
 def _views(frames: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
     """Frames (clips * frames, 3, height, width) -> (views, frames, 3, crop height, crop width).
 
     A single view gives (frames, 3, crop height, crop width).
     """
     num_clips = settings["num_clips"] if settings["do_sample_frames"] else 1
-    if settings["do_resize"]:
-        frames = _resize(frames, settings["size"], _INTERPOLATION[settings["resample"]], settings["antialias"])
     crops = _crops(frames, settings["crop_size"], settings["num_crops"]) if settings["do_center_crop"] else [frames]
     views = torch.stack([crop.unflatten(0, (num_clips, -1)) for crop in crops], dim=1).flatten(0, 1)
     views = _rescale_and_normalize(views, settings)
     return views[0] if len(views) == 1 else views
 
 
-def _resize(frames: torch.Tensor, size: SizeDict, mode: str, antialias: bool) -> torch.Tensor:
+def _resize(frames: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
     height, width = frames.shape[-2:]
+    size, mode = settings["size"], _INTERPOLATION[settings["resample"]]
     if size.shortest_edge is not None:
         # The longer side rounds as in mmcv, whose pipeline made the published TPS numbers.
         short, target = min(height, width), size.shortest_edge
@@ -476,7 +504,12 @@ def _resize(frames: torch.Tensor, size: SizeDict, mode: str, antialias: bool) ->
         new_size = (size.height, size.width)
     if new_size == (height, width):
         return frames
-    antialias = antialias and mode != "nearest"
+    if new_size[0] * new_size[1] > settings["max_frame_pixels"]:
+        raise ValueError(
+            f"Frames of {width}x{height} (width x height) would be resized to {new_size[1]}x{new_size[0]}, more than "
+            f"the {settings['max_frame_pixels']} pixels of max_frame_pixels: give another size, or more pixels."
+        )
+    antialias = settings["antialias"] and mode != "nearest"
     if frames.dtype == torch.uint8 and frames.device.type != "cpu":
         # Only the CPU resizes whole numbers.
         resized = F.interpolate(frames.float(), size=new_size, mode=mode, antialias=antialias)

@@ -1,6 +1,6 @@
 """Any video source -> the frames asked for, and nothing more of the file (PyAV).
 
-Two promises:
+Four promises:
 
 - **Exact.** Frame i is the i-th frame that a player shows, whatever the header says. One pass over the packets,
   without decoding, gives the number of frames and their order; then only what lies between a wanted frame and the
@@ -9,34 +9,34 @@ Two promises:
 - **Closed.** FFmpeg never sees a path or a URL: it gets an open file and the name of the one container format whose
   signature the file carries. Playlists, concatenation scripts and the like, which can name other files of the
   machine or addresses of the network, have no way in.
+- **Bounded.** Whatever a file declares, no frame is larger than the caller allows, at most a few are held at full size,
+  and a download has an end.
+- **Clear.** Whatever is wrong with a file, the error is a ValueError or an OSError of one sentence that names it.
 """
 
 import bisect
-import http.client
-import io
 import os
-import tempfile
-import urllib.error
-import urllib.parse
-import urllib.request
 import warnings
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import av
 import numpy as np
 import torch
 from transformers.video_utils import VideoMetadata
 
-MAX_DOWNLOAD_BYTES = 2 * 1024**3
-DOWNLOAD_TIMEOUT = 30.0
+from .plain_text import printable
+from .video_sources import DOWNLOAD_SECONDS, DOWNLOAD_TIMEOUT, MAX_DOWNLOAD_BYTES, Download, opened_video
+
+# 8K video (DCI 8192 x 4320) passes
+MAX_FRAME_PIXELS = 8192 * 4320
 
 SUPPORTED = "MP4/MOV, Matroska/WebM, AVI, MPEG-TS, MPEG-PS, FLV, Ogg, ASF/WMV and GIF"
 
 _SNIFF_BYTES = 1024
-_CHUNK_BYTES = 1 << 20
+_MAX_BOXES = 1_000_000
 _MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
 # Newer PyAV converts every frame with threads of its own. They cost more than they bring, and a process that is forked
@@ -47,6 +47,13 @@ _ONE_THREAD = {"threads": 1} if "threads" in (av.VideoFrame.reformat.__doc__ or 
 # part 2 does not, where an AVI packs two frames into one packet.)
 _SKIPPING_CODECS = ("h264", "hevc")
 
+# Decoders that never paint over damage. The others do, with several threads in another way than with one and without
+# telling: they get one, so that a file has the same frames on every machine.
+_THREADED_CODECS = ("libdav1d", "av1", "vp9")
+
+# The decoder raises an error for all damage that it notices, where it would otherwise paint over it.
+_STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
+
 FrameIndices: TypeAlias = Sequence[int] | np.ndarray | torch.Tensor
 
 
@@ -54,8 +61,11 @@ def read_video(
     source: str | os.PathLike | bytes | BinaryIO,
     indices: FrameIndices | Callable[[VideoMetadata], FrameIndices] | None = None,
     *,
+    each_frame: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    max_frame_pixels: int = MAX_FRAME_PIXELS,
     max_download_bytes: int = MAX_DOWNLOAD_BYTES,
     timeout: float = DOWNLOAD_TIMEOUT,
+    max_download_seconds: float = DOWNLOAD_SECONDS,
 ) -> tuple[torch.Tensor, VideoMetadata]:
     """Read frames of a video.
 
@@ -65,131 +75,52 @@ def read_video(
         indices: frame numbers in display order, or a function that is given the metadata, true frame count included,
             and returns them. They may repeat and come in any order; each frame is decoded once. None: all frames.
             The function is asked again in the rare case that decoding shows that the count was wrong.
+        each_frame: what becomes of a frame, uint8 RGB (3, height, width), as soon as it is decoded: resized, say, so
+            that no more than one is held at full size. All its results need one shape.
+        max_frame_pixels: the most pixels that a frame may have; larger ones are not decoded.
         max_download_bytes: the most that is fetched from a URL, into a temporary file that is gone afterwards.
         timeout: seconds without an answer after which a URL is given up.
+        max_download_seconds: after which a download is given up, however steadily it comes.
 
     Returns:
-        `frames`, uint8 RGB (number of indices, 3, height, width) in the order asked for, upright as a player shows
-        them (rotated or mirrored by the file's display matrix), in pixels as stored (the aspect ratio of the pixels is
-        not applied). Where a video changes its size midway, all frames have the size that it declares at the start.
+        `frames`, uint8 RGB (number of indices, 3, height, width), or the results of `each_frame`, in the order asked
+        for, upright as a player shows them (rotated or mirrored by the file's display matrix), in pixels as stored (the
+        aspect ratio of the pixels is not applied). Where a video changes its size midway, all frames have the size that
+        it declares at the start.
         `metadata`: frame count, fps, size, duration in seconds, `frames_indices` (a list of int).
 
     Raises:
         FileNotFoundError: for a path that is no file.
-        ValueError: for what is not one of the supported containers, has no video stream or no frame that decodes, for
-            indices outside the video and for a failed or too large download.
+        ValueError: for what is not one of the supported containers, has no video stream or no frame that decodes, has
+            too large frames, for indices outside the video and for a failed or too large download.
 
     Warns:
-        UserWarning: for a damaged or cut-off file, of which the frames that decode are used.
+        UserWarning: for a damaged or cut-off file, of which the frames that decode are used. Not all damage can be
+            told: docs/video_input.md says which.
     """
-    with _opened(source, max_download_bytes, timeout) as (file, name):
-        return _Video(file, name).read(indices)
-
-
-# --- sources ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _opened(source: Any, max_download_bytes: int, timeout: float) -> Iterator[tuple[BinaryIO, str]]:
-    """The source as a seekable binary file, with a name for messages; closed afterwards if we opened it."""
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        with io.BytesIO(source) as file:
-            yield file, f"<{len(file.getbuffer())} bytes>"
-    elif isinstance(source, str) and source.lower().startswith(("http://", "https://")):
-        with tempfile.TemporaryFile() as file:
-            _download(source, file, max_download_bytes, timeout)
-            yield file, _without_query(source)
-    elif isinstance(source, (str, os.PathLike)):
-        with _open_path(source) as file:
-            yield file, os.fspath(source)
-    elif hasattr(source, "read") and hasattr(source, "seek"):
-        name = f"file object {getattr(source, 'name', type(source).__name__)}"
+    download = Download(max_download_bytes, timeout, max_download_seconds)
+    with opened_video(source, download) as (file, name):
         try:
-            position = source.tell()
-            source.seek(position)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{name} cannot seek: read it and pass its bytes instead.") from error
-        try:
-            yield source, name
-        finally:
-            source.seek(position)
-    else:
-        raise ValueError(
-            f"Cannot read a video from a {type(source).__name__}: pass a path, an http(s) URL, bytes or a binary file."
-        )
+            return _Video(file, name, max_frame_pixels, each_frame).read(indices)
+        except _CallersError as error:
+            raise error.error from None
+        except (ValueError, OSError) as error:
+            if isinstance(error, av.error.FFmpegError):
+                raise _unreadable(name, error) from error
+            if name not in str(error):  # of `each_frame`
+                raise ValueError(f"{name}: {error}") from error
+            raise
+        # Damaged files end in an IndexError inside PyAV, in a RuntimeError of an allocation, in a MemoryError, ...
+        except Exception as error:
+            raise _unreadable(name, error) from error
 
 
-def _open_path(path: str | os.PathLike) -> BinaryIO:
-    # Only regular files: a pipe or a device would block or never end.
-    if os.path.isfile(path):
-        return open(path, "rb")
-    shown = repr(os.fspath(path))[:300]
-    if os.path.isdir(path):
-        raise FileNotFoundError(f"{shown} is a folder, not a video file: pass the path of one file in it.")
-    raise FileNotFoundError(
-        f"There is no file {shown}. A string must be the path of an existing video file or an http(s) URL; "
-        "other protocols and FFmpeg's own notations are not followed."
+def _unreadable(name: str, error: Exception) -> ValueError:
+    reason = "more memory than there is" if isinstance(error, MemoryError) else printable(error)
+    return ValueError(
+        f"{name}: cannot be read, it is damaged or asks for what this machine cannot do "
+        f"({type(error).__name__}: {reason})."
     )
-
-
-class _HttpOnlyRedirects(urllib.request.HTTPRedirectHandler):
-    """A server must not send us on to file:, ftp: or anything else."""
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        if urllib.parse.urlsplit(newurl).scheme not in ("http", "https"):
-            raise urllib.error.URLError(f"redirected to {newurl!r}, which is not http(s)")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _download(url: str, file: BinaryIO, max_bytes: int, timeout: float) -> None:
-    # Put together by hand: urllib's ready-made opener would also fetch file:, ftp: and data: addresses.
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.UnknownHandler,
-        _HttpOnlyRedirects,
-    ):
-        opener.add_handler(handler())
-    request = urllib.request.Request(url, headers={"User-Agent": "hf_tps"})
-    name = _without_query(url)
-    try:
-        with opener.open(request, timeout=timeout) as response:
-            declared = int(response.headers.get("Content-Length") or 0)
-            received = 0
-            # The declared length stops a large file at once, the count one that says nothing or lies.
-            while max(declared, received) <= max_bytes and (chunk := response.read(_CHUNK_BYTES)):
-                received += len(chunk)
-                file.write(chunk)
-    # ValueError: a malformed address or header; HTTPException: an answer that breaks off.
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise ValueError(
-            f"Could not download {name}: {error}. Check the address, or download the file and pass its path."
-        ) from error
-    if max(declared, received) > max_bytes:
-        raise ValueError(
-            f"{name} is larger than the limit of {max_bytes} bytes for a download. Download it and pass its path, or "
-            "call read_video with a larger max_download_bytes."
-        )
-    if received < declared:
-        raise ValueError(f"The download of {name} ended after {received} of {declared} bytes. Try again.")
-
-
-def _without_query(url: str) -> str:
-    # The query and the user part of an address may hold a password or a signature: not for messages and logs.
-    parts = urllib.parse.urlsplit(url)
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 # --- containers ------------------------------------------------------------------------------------------------------
@@ -199,8 +130,6 @@ def _demuxer_for(file: BinaryIO, name: str) -> str:
     """FFmpeg's name of the container format, from the first bytes; `ValueError` for anything off the whitelist."""
     file.seek(0)
     head = file.read(_SNIFF_BYTES)
-    if not isinstance(head, bytes):
-        raise ValueError(f"{name} is open as text: open it in binary mode ('rb').")
     if head[4:8] in _MOV_BOXES:
         return "mov"
     if head[:4] == b"RIFF" and head[8:11] == b"AVI":
@@ -264,7 +193,9 @@ def _ends_too_early(file: BinaryIO, demuxer: str) -> bool:
         return segment is not None and file.tell() + segment > size
     if demuxer == "mov":
         position = 0
-        while position + 8 <= size:
+        for _ in range(_MAX_BOXES):
+            if position + 8 > size:
+                break
             file.seek(position)
             box = file.read(16)
             length, kind = int.from_bytes(box[:4], "big"), box[4:8]
@@ -313,16 +244,32 @@ class _Scan:
     reordered: bool  # packets carry the time at which their frame is shown (AVI counts them as they are stored)
 
 
-class _UnreliableTimestampsError(Exception):
-    """The decoder does not give the frames that the packets announced."""
+class _UnreliableError(Exception):
+    """The decoder does not give the frames that the packets announced, or not undamaged."""
+
+
+class _CallersError(Exception):
+    """What a function of the caller raised, on its way back to the caller."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
 
 
 class _Video:
     """One open file with one video in it."""
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        name: str,
+        max_frame_pixels: int,
+        each_frame: Callable[[torch.Tensor], torch.Tensor] | None,
+    ) -> None:
         self.file = file
         self.name = name
+        self.max_frame_pixels = max_frame_pixels
+        self.each_frame = each_frame
         self.demuxer = _demuxer_for(file, name)
         self.damaged = _ends_too_early(file, self.demuxer)
 
@@ -330,43 +277,72 @@ class _Video:
         scan = self._scan()
         if scan.reliable and not self.damaged:
             metadata = self._metadata(scan, len(scan.pts))
-            wanted = self._resolve(indices, metadata)
+            answer = _Answer(self._resolve(indices, metadata), scan.size, self.each_frame)
             try:
-                return self._assemble(self._decode_sparse(scan, set(wanted)), wanted, metadata)
-            except _UnreliableTimestampsError:
+                self._decode_sparse(scan, answer)
+                return answer.frames, self._with_size(metadata, answer)
+            except _UnreliableError:
                 pass
         # From start to end, twice: first to count, since the choice of frames depends on the count, then to keep.
         # Keeping everything the first time would spare the second, but needs memory for the whole video.
-        failures: list[Exception] = []
-        total = sum(1 for _ in self._decode_all(failures))
-        if total == 0:
-            reason = f" ({failures[0]})" if failures else ""
-            raise ValueError(f"{self.name}: no frame can be decoded, the file is damaged or cut off{reason}.")
-        if self.damaged or failures:
-            announced = scan.declared_frames or round((scan.duration or 0) * (scan.fps or 0))
-            announced = max(announced, len(scan.pts), total)
-            warnings.warn(
-                f"{self.name} is damaged or cut off: {total} of {announced} frames can be decoded and are used.",
-                UserWarning,
-                stacklevel=3,
-            )
+        total = self._count(scan)
         metadata = self._metadata(scan, total)
-        wanted = self._resolve(indices, metadata)
-        keep = set(wanted)
-        frames = enumerate(self._decode_all([], limit=max(keep) + 1))
-        kept = {number: _pixels(frame, scan.size) for number, frame in frames if number in keep}
-        return self._assemble(kept, wanted, metadata)
+        answer = _Answer(self._resolve(indices, metadata), scan.size, self.each_frame)
+        for number, frame in enumerate(self._decode_all()):
+            answer.put(number, frame)
+            if answer.is_complete:
+                break
+        return answer.frames, self._with_size(metadata, answer)
+
+    def _count(self, scan: _Scan) -> int:
+        """How many frames decode, with a warning if not all of them do, or not undamaged."""
+        if not self.damaged:
+            try:
+                return self._at_least_one(sum(1 for _ in self._decode_all(strict=True)), scan, None)
+            except _UnreliableError:
+                pass
+        failures: list[Exception] = []
+        blemished = total = 0
+        for frame in self._decode_all(failures):
+            total += 1
+            blemished += frame.is_corrupt
+        self._at_least_one(total, scan, failures[0] if failures else None)
+        announced = max(scan.declared_frames or round((scan.duration or 0) * (scan.fps or 0)), len(scan.pts), total)
+        pictures = f", {blemished} of them with visible damage" if blemished else ""
+        warnings.warn(
+            f"{self.name} is damaged or cut off: {total} of {announced} frames can be decoded and are used{pictures}.",
+            UserWarning,
+            stacklevel=4,
+        )
+        return total
+
+    def _at_least_one(self, total: int, scan: _Scan, failure: Exception | None) -> int:
+        if total:
+            return total
+        if not all(scan.size):
+            raise ValueError(
+                f"{self.name}: its frames are damaged, or larger than the {self.max_frame_pixels} pixels that "
+                "max_frame_pixels allows."
+            )
+        reason = f" ({printable(failure)})" if failure else ""
+        raise ValueError(f"{self.name}: no frame can be decoded, the file is damaged or cut off{reason}.")
 
     @contextmanager
-    def _stream(self) -> Iterator[tuple[Any, Any]]:
-        """A fresh container and its video stream: no state is left over from an earlier pass."""
+    def _stream(self, strict: bool = False) -> Iterator[tuple[Any, Any]]:
+        """A fresh container and its video stream: no state is left over from an earlier pass.
+
+        `strict` makes an error of all damage that the decoder notices.
+        """
         self.file.seek(0)
+        limit = {"max_pixels": str(min(self.max_frame_pixels, 2**31 - 1))}
         try:
-            container = av.open(self.file, format=self.demuxer)
+            # The limit holds while FFmpeg probes the file, too, which may decode a frame. Tags come in any encoding.
+            container = av.open(self.file, format=self.demuxer, options=limit, metadata_errors="replace")
         except av.error.FFmpegError as error:
             raise ValueError(
-                f"{self.name}: cannot be read as {self.demuxer}, the file is damaged or incomplete ({error}). An MP4 "
-                "that is cut off before its index, which is often at its end, cannot be read at all."
+                f"{self.name}: cannot be read as {self.demuxer}, the file is damaged or incomplete "
+                f"({printable(error)}). An MP4 that is cut off before its index, which is often at its end, cannot be "
+                "read at all."
             ) from error
         with container:
             # The cover picture of a sound file is stored as a video stream too.
@@ -379,6 +355,9 @@ class _Video:
             # Not one thread per frame: those run ahead of what is wanted, which a seek throws away (38 seeks took twice
             # the time), and an error in one of them costs the good frames that are under way in the others.
             stream.codec_context.thread_type = "SLICE"
+            if stream.codec_context.name not in _THREADED_CODECS:
+                stream.codec_context.thread_count = 1
+            stream.codec_context.options = limit | (_STRICT if strict else {})
             yield container, stream
 
     def _scan(self) -> _Scan:
@@ -408,31 +387,34 @@ class _Video:
             except av.error.FFmpegError:
                 self.damaged = True
         pts.sort()
+        keyframes.sort()
+        # A stream that is shown from before its first keyframe begins inside a group of pictures (a cut transport
+        # stream, leading pictures): which of those a decoder shows, only decoding tells.
+        begins = len(pts) > 0 and len(keyframes) > 0 and keyframes[0][0] <= pts[0]
         return _Scan(
             declared_frames=declared_frames,
             fps=float(rate) if rate else None,
             duration=duration or None,
             size=size,
             pts=pts,
-            keyframes=[_Keyframe(bisect.bisect_left(pts, key[0]), *key) for key in sorted(keyframes)],
-            reliable=timed and len(pts) > 0 and len(set(pts)) == len(pts),
+            keyframes=[_Keyframe(bisect.bisect_left(pts, key[0]), *key) for key in keyframes],
+            reliable=timed and begins and len(set(pts)) == len(pts),
             reordered=reordered,
         )
 
-    def _decode_sparse(self, scan: _Scan, wanted: set[int]) -> dict[int, np.ndarray]:
-        """The wanted frames by their number, each decoded from the nearest keyframe, or from where we already are."""
-        kept: dict[int, np.ndarray] = {}
+    def _decode_sparse(self, scan: _Scan, answer: "_Answer") -> None:
+        """Put the wanted frames in place, each decoded from the nearest keyframe, or from where we already are."""
         number_of = {pts: number for number, pts in enumerate(scan.pts)}
-        with self._stream() as (container, stream):
+        with self._stream(strict=True) as (container, stream):
             # Where packets do not carry the time of their frame, it cannot be told which ones to leave out.
             skips = scan.reordered and stream.codec_context.name in _SKIPPING_CODECS
-            wanted_pts = {scan.pts[number] for number in wanted} if skips else number_of.keys()
+            wanted_pts = {scan.pts[number] for number in answer.places} if skips else number_of.keys()
             frames: Iterator[Any] = iter(())
             following = -1  # number of the frame that the decoder gives next
-            for target in sorted(wanted):
+            for target in sorted(answer.places):
                 nearest = bisect.bisect_right(scan.keyframes, target, key=lambda keyframe: keyframe.number) - 1
                 if nearest < 0:
-                    raise _UnreliableTimestampsError
+                    raise _UnreliableError
                 keyframe = scan.keyframes[nearest]
                 if keyframe.number > following:
                     if nearest > 0:  # a fresh container stands before its first keyframe
@@ -444,11 +426,9 @@ class _Video:
                     number = None if frame is None else number_of.get(frame.pts)
                     expected = range(following, target + 1) if skips else [following]
                     if number is None or number not in expected:
-                        raise _UnreliableTimestampsError
-                    if number == target:
-                        kept[target] = _pixels(frame, scan.size)
+                        raise _UnreliableError
+                    answer.put(number, frame)
                     following = number + 1
-        return kept
 
     def _decode_from(self, container: Any, stream: Any, start: int, wanted: Set[int]) -> Iterator[Any]:
         """Frames in display order, beginning with the keyframe whose timestamp is `start`.
@@ -466,17 +446,35 @@ class _Video:
                         continue
                     started = True
                 stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
-                for frame in packet.decode():
-                    # Pictures that are stored after the keyframe but shown before it belong to the part before.
+                # Pictures that are stored after the keyframe but shown before it belong to the part before. They may
+                # need pictures from there, which were not decoded.
+                leading = packet.pts is not None and packet.pts < start
+                for frame in self._decode_packet(packet, may_fail=leading):
                     if frame.pts is None or frame.pts >= start:
+                        self._note_damage(frame.is_corrupt)
                         yield frame
         except av.error.FFmpegError as error:
-            raise _UnreliableTimestampsError from error
+            self._note_damage(True, error)
 
-    def _decode_all(self, failures: list[Exception], limit: int | None = None) -> Iterator[Any]:
-        """Every frame that decodes (the first `limit` of them), in the decoder's order; errors go to `failures`."""
-        given = 0
-        with self._stream() as (container, stream):
+    def _decode_packet(self, packet: Any, may_fail: bool) -> list[Any]:
+        try:
+            return packet.decode()
+        except av.error.FFmpegError:
+            if may_fail:
+                return []
+            raise
+
+    def _note_damage(self, damaged: bool, cause: Exception | None = None) -> None:
+        if damaged:
+            self.damaged = True
+            raise _UnreliableError from cause
+
+    def _decode_all(self, failures: list[Exception] | None = None, strict: bool = False) -> Iterator[Any]:
+        """Every frame that decodes, in the decoder's order; errors go to `failures`.
+
+        `strict` ends at the first sign of damage.
+        """
+        with self._stream(strict) as (container, stream):
             packets = container.demux(stream)
             while True:
                 try:
@@ -485,13 +483,13 @@ class _Video:
                         return
                     frames = packet.decode()
                 except av.error.FFmpegError as error:
-                    failures.append(error)
+                    self._note_damage(strict, error)
+                    if failures is not None:
+                        failures.append(error)
                     continue
                 for frame in frames:
+                    self._note_damage(strict and frame.is_corrupt)
                     yield frame
-                    given += 1
-                    if given == limit:
-                        return
 
     def _metadata(self, scan: _Scan, total: int) -> VideoMetadata:
         fps = scan.fps or (total / scan.duration if scan.duration else None)
@@ -511,7 +509,7 @@ class _Video:
         if indices is None:
             wanted = list(range(total))
         else:
-            array = np.asarray(indices(metadata) if callable(indices) else indices).reshape(-1)
+            array = np.asarray(self._choose(indices, metadata) if callable(indices) else indices).reshape(-1)
             if array.size == 0 or not np.issubdtype(array.dtype, np.integer):
                 raise ValueError(f"{self.name}: frame indices must be whole numbers, at least one, got {array}.")
             wanted = array.tolist()
@@ -522,20 +520,82 @@ class _Video:
         metadata.frames_indices = wanted
         return wanted
 
-    def _assemble(
-        self, kept: dict[int, np.ndarray], wanted: list[int], metadata: VideoMetadata
-    ) -> tuple[torch.Tensor, VideoMetadata]:
-        frames = torch.from_numpy(np.stack([kept[number] for number in wanted])).permute(0, 3, 1, 2)
+    def _choose(self, indices: Callable[[VideoMetadata], FrameIndices], metadata: VideoMetadata) -> FrameIndices:
+        try:
+            return indices(metadata)
+        except Exception as error:
+            raise _CallersError(error) from error
+
+    def _with_size(self, metadata: VideoMetadata, answer: "_Answer") -> VideoMetadata:
         # Known only now: a quarter turn swaps the sides.
-        metadata.height, metadata.width = frames.shape[-2:]
-        return frames, metadata
+        metadata.width, metadata.height = answer.upright_size
+        return metadata
 
 
-def _pixels(frame: Any, size: tuple[int, int]) -> np.ndarray:
-    """The frame as uint8 RGB (height, width, 3), scaled to the stored size (width, height) and upright."""
-    pixels = frame.reformat(width=size[0], height=size[1], format="rgb24", **_ONE_THREAD).to_ndarray()
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    return pixels if matrix is None else _upright(pixels, np.frombuffer(matrix, np.int32))
+class _Answer:
+    """The frames asked for, each put in its places as it comes.
+
+    Args:
+        wanted: frame numbers, in any order; they may repeat.
+        size: (width, height) that all frames are scaled to; (0, 0): that of the first one.
+        each_frame: as in `read_video`.
+    """
+
+    def __init__(
+        self, wanted: list[int], size: tuple[int, int], each_frame: Callable[[torch.Tensor], torch.Tensor] | None
+    ) -> None:
+        self.count, self.size, self.each_frame = len(wanted), size, each_frame
+        self.places: dict[int, list[int]] = {}
+        for place, number in enumerate(wanted):
+            self.places.setdefault(number, []).append(place)
+        self.missing = len(self.places)
+        self.upright_size = size
+        self.matrices: dict[int, np.ndarray | None] = {}
+        self._frames: torch.Tensor | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        return self.missing == 0
+
+    @property
+    def frames(self) -> torch.Tensor:
+        """(number of frames, 3, height, width)."""
+        if self._frames is None or self.missing:
+            raise RuntimeError(f"{self.missing} frames did not come when the file was decoded a second time")
+        return self._frames.permute(0, 3, 1, 2)
+
+    def put(self, number: int, frame: Any) -> None:
+        """Keep a decoded frame if it is wanted."""
+        if number not in self.places:
+            return
+        if not all(self.size):
+            self.size = (frame.width, frame.height)
+        pixels = torch.from_numpy(self._upright_pixels(frame))
+        self.upright_size = (pixels.shape[1], pixels.shape[0])
+        if self.each_frame is not None:
+            pixels = self.each_frame(pixels.permute(2, 0, 1)).permute(1, 2, 0)
+        if self._frames is None:
+            self._frames = pixels.new_empty(self.count, *pixels.shape)
+        elif self._frames.shape[1:] != pixels.shape:
+            raise RuntimeError(
+                f"frame {number} is {pixels.shape[1]} x {pixels.shape[0]} pixels where those before it are "
+                f"{self._frames.shape[2]} x {self._frames.shape[1]}"
+            )
+        for place in self.places[number]:
+            self._frames[place] = pixels
+        self.missing -= 1
+
+    def _upright_pixels(self, frame: Any) -> np.ndarray:
+        """The frame as uint8 RGB (height, width, 3), scaled to the size of all frames and upright."""
+        pixels = frame.reformat(width=self.size[0], height=self.size[1], format="rgb24", **_ONE_THREAD).to_ndarray()
+        # A frame whose side data were looked at is a circle of references, which holds its memory until the garbage
+        # collector comes: one for each rotation is enough.
+        if frame.rotation not in self.matrices:
+            matrix = frame.side_data.get("DISPLAYMATRIX")
+            self.matrices[frame.rotation] = None if matrix is None else np.frombuffer(bytes(matrix), np.int32)
+        matrix = self.matrices[frame.rotation]
+        # Copied: torch takes no axes that run backwards.
+        return pixels if matrix is None else np.ascontiguousarray(_upright(pixels, matrix))
 
 
 def _upright(pixels: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_tps import video_reading
+from hf_tps import video_reading, video_sources
 from hf_tps.video_reading import read_video
 from tests.video_files import (
     corner_frame,
@@ -427,8 +427,8 @@ def test_file_object_stays_open_where_it_stood(mp4, all_frames):
 
 def test_our_own_files_are_closed(mp4, monkeypatch):
     opened = []
-    original = video_reading._open_path
-    monkeypatch.setattr(video_reading, "_open_path", lambda path: opened.append(original(path)) or opened[-1])
+    original = video_sources._open_path
+    monkeypatch.setattr(video_sources, "_open_path", lambda path: opened.append(original(path)) or opened[-1])
     read_video(mp4, [5])
     with pytest.raises(ValueError, match="it has"):
         read_video(mp4, [500])

@@ -70,7 +70,7 @@ def _encoder(output, codec, height, width, keyframe_every, options):
     x264 = {"preset": "veryfast", "threads": "1", "sc_threshold": "0"} if codec == "libx264" else {"threads": "1"}
     stream = output.add_stream(codec, rate=RATE, options={**x264, **(options or {})})
     stream.height, stream.width = height, width
-    stream.pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+    stream.pix_fmt = {"gif": "rgb8", "mjpeg": "yuvj420p"}.get(codec, "yuv420p")
     stream.codec_context.gop_size = keyframe_every
     return stream
 

@@ -54,7 +54,7 @@ class Case:
         check: run in the process of the case, in an empty folder that is removed afterwards (also its working folder);
             gives the outcome and a word about it. Anything that it raises is a `TRACEBACK`.
         seconds: time limit.
-        megabytes: resident memory above that of the parent.
+        megabytes: resident memory above that at its start.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """How a case ended, what it said, its peak of resident memory above the parent's and its wall-clock time."""
+    """How a case ended, what it said, its peak of resident memory (0 if it died) and its wall-clock time."""
 
     name: str
     outcome: Outcome
@@ -122,12 +122,14 @@ def _start(case: Case) -> _Running:
         os.close(writing)
         return _Running(case, process, folder, reading, time.monotonic())
     os.close(reading)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
+    before = _memory("VmRSS")
     try:
         answer = _check(case, folder)
     except BaseException:  # whatever it is, it must not run on in the copy of the parent
         answer = (Outcome.TRACEBACK, traceback.format_exc())
     with os.fdopen(writing, "wb") as pipe:
-        pipe.write(json.dumps([*answer]).encode())
+        pipe.write(json.dumps([*answer, _memory("VmHWM") - before]).encode())
     os._exit(0)
 
 
@@ -157,27 +159,29 @@ def _finished(one: _Running, timed_out: bool) -> Result:
             os.killpg(one.process, signal.SIGKILL)
         except ProcessLookupError:  # it has no group of its own yet
             os.kill(one.process, signal.SIGKILL)
-    _, status, usage = os.wait4(one.process, 0)
+    _, status = os.waitpid(one.process, 0)
     seconds = time.monotonic() - one.started
     output_file = one.folder.with_suffix(".output")
     output = output_file.read_text(encoding="utf-8", errors="replace")[-2000:] if output_file.exists() else ""
     output_file.unlink(missing_ok=True)
     shutil.rmtree(one.folder, ignore_errors=True)
-    megabytes = (usage.ru_maxrss * 1024 - _resident()) / MEGABYTE
+    megabytes = 0.0
     if timed_out:
         outcome, detail = Outcome.HANG, f"not done after {one.case.seconds} s\n{output}"
     elif os.waitstatus_to_exitcode(status) != 0 or not one.received:
         outcome, detail = Outcome.CRASH, f"ended with status {os.waitstatus_to_exitcode(status)}\n{output}"
     else:
-        name, detail = json.loads(one.received)
+        name, detail, megabytes = json.loads(one.received)
         outcome = Outcome(name)
     if outcome in ALLOWED and megabytes > one.case.megabytes:
         outcome, detail = Outcome.MEMORY, f"{megabytes:.0f} MB above {one.case.megabytes:.0f}; {detail}"
     return Result(one.case.name, outcome, detail, megabytes, seconds)
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def _memory(which: str) -> float:
+    """MB of this process: "VmRSS" (resident now) or "VmHWM" (the most so far)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{which}:"))
+    return int(line.split()[1]) / 1024
 
 
 def counts(results: Iterable[Result]) -> str:
