@@ -192,8 +192,8 @@ class TPSVideoProcessor(VideoProcessorMixin):
             num_frames = max(1, round(duration * fps))
             if num_frames > max(metadata.total_num_frames, MAX_FRAMES_BY_FPS):
                 raise ValueError(
-                    f"fps={fps:g} asks for {num_frames} frames of a video that has {metadata.total_num_frames} and says "
-                    f"that it lasts {duration:g} seconds: give num_frames instead."
+                    f"fps={fps:g} asks for {num_frames} frames of a video that has {metadata.total_num_frames} and is said "
+                    f"to last {duration:g} seconds: give num_frames instead."
                 )
             settings["sampling"] = "uniform"
         return sample_frame_indices(metadata.total_num_frames, num_frames=num_frames, **settings).reshape(-1)
@@ -226,7 +226,7 @@ class TPSVideoProcessor(VideoProcessorMixin):
             return read_video(
                 video,
                 choose,
-                each_frame=lambda frame: _prepare(frame[None], settings)[0],
+                prepare=lambda frames: _prepare(frames, settings),
                 max_frame_pixels=settings["max_frame_pixels"],
             )
         total = len(video)

@@ -30,6 +30,7 @@ from transformers.video_utils import VideoMetadata
 from .plain_text import printable
 from .video_sources import DOWNLOAD_SECONDS, DOWNLOAD_TIMEOUT, MAX_DOWNLOAD_BYTES, Download, opened_video
 
+_FULL_HD = 1920 * 1088
 # 8K video (DCI 8192 x 4320) passes
 MAX_FRAME_PIXELS = 8192 * 4320
 
@@ -47,21 +48,24 @@ _ONE_THREAD = {"threads": 1} if "threads" in (av.VideoFrame.reformat.__doc__ or 
 # part 2 does not, where an AVI packs two frames into one packet.)
 _SKIPPING_CODECS = ("h264", "hevc")
 
-# Decoders that never paint over damage. The others do, with several threads in another way than with one and without
-# telling: they get one, so that a file has the same frames on every machine.
+# Decoders that never paint over damage: however many threads they have, the frames are the same.
 _THREADED_CODECS = ("libdav1d", "av1", "vp9")
 
 # The decoder raises an error for all damage that it notices, where it would otherwise paint over it.
 _STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 
+# Frames that wait to be prepared together: many small ones, one large one
+_PREPARED_BYTES = 32 * 2**20
+
 FrameIndices: TypeAlias = Sequence[int] | np.ndarray | torch.Tensor
+PrepareFrames: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 def read_video(
     source: str | os.PathLike | bytes | BinaryIO,
     indices: FrameIndices | Callable[[VideoMetadata], FrameIndices] | None = None,
     *,
-    each_frame: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    prepare: PrepareFrames | None = None,
     max_frame_pixels: int = MAX_FRAME_PIXELS,
     max_download_bytes: int = MAX_DOWNLOAD_BYTES,
     timeout: float = DOWNLOAD_TIMEOUT,
@@ -75,15 +79,15 @@ def read_video(
         indices: frame numbers in display order, or a function that is given the metadata, true frame count included,
             and returns them. They may repeat and come in any order; each frame is decoded once. None: all frames.
             The function is asked again in the rare case that decoding shows that the count was wrong.
-        each_frame: what becomes of a frame, uint8 RGB (3, height, width), as soon as it is decoded: resized, say, so
-            that no more than one is held at full size. All its results need one shape.
+        prepare: what becomes of frames, uint8 RGB (some, 3, height, width), as soon as they are decoded: resized, say,
+            so that few are held at full size. It gives (some, 3, new height, new width).
         max_frame_pixels: the most pixels that a frame may have; larger ones are not decoded.
         max_download_bytes: the most that is fetched from a URL, into a temporary file that is gone afterwards.
         timeout: seconds without an answer after which a URL is given up.
         max_download_seconds: after which a download is given up, however steadily it comes.
 
     Returns:
-        `frames`, uint8 RGB (number of indices, 3, height, width), or the results of `each_frame`, in the order asked
+        `frames`, uint8 RGB (number of indices, 3, height, width), or what `prepare` makes of them, in the order asked
         for, upright as a player shows them (rotated or mirrored by the file's display matrix), in pixels as stored (the
         aspect ratio of the pixels is not applied). Where a video changes its size midway, all frames have the size that
         it declares at the start.
@@ -101,13 +105,13 @@ def read_video(
     download = Download(max_download_bytes, timeout, max_download_seconds)
     with opened_video(source, download) as (file, name):
         try:
-            return _Video(file, name, max_frame_pixels, each_frame).read(indices)
+            return _Video(file, name, max_frame_pixels, prepare).read(indices)
         except _CallersError as error:
             raise error.error from None
         except (ValueError, OSError) as error:
             if isinstance(error, av.error.FFmpegError):
                 raise _unreadable(name, error) from error
-            if name not in str(error):  # of `each_frame`
+            if name not in str(error):  # of `prepare`
                 raise ValueError(f"{name}: {error}") from error
             raise
         # Damaged files end in an IndexError inside PyAV, in a RuntimeError of an allocation, in a MemoryError, ...
@@ -264,12 +268,12 @@ class _Video:
         file: BinaryIO,
         name: str,
         max_frame_pixels: int,
-        each_frame: Callable[[torch.Tensor], torch.Tensor] | None,
+        prepare: PrepareFrames | None,
     ) -> None:
         self.file = file
         self.name = name
         self.max_frame_pixels = max_frame_pixels
-        self.each_frame = each_frame
+        self.prepare = prepare
         self.demuxer = _demuxer_for(file, name)
         self.damaged = _ends_too_early(file, self.demuxer)
 
@@ -277,7 +281,7 @@ class _Video:
         scan = self._scan()
         if scan.reliable and not self.damaged:
             metadata = self._metadata(scan, len(scan.pts))
-            answer = _Answer(self._resolve(indices, metadata), scan.size, self.each_frame)
+            answer = _Answer(self._resolve(indices, metadata), scan.size, self.prepare)
             try:
                 self._decode_sparse(scan, answer)
                 return answer.frames, self._with_size(metadata, answer)
@@ -287,7 +291,7 @@ class _Video:
         # Keeping everything the first time would spare the second, but needs memory for the whole video.
         total = self._count(scan)
         metadata = self._metadata(scan, total)
-        answer = _Answer(self._resolve(indices, metadata), scan.size, self.each_frame)
+        answer = _Answer(self._resolve(indices, metadata), scan.size, self.prepare)
         for number, frame in enumerate(self._decode_all()):
             answer.put(number, frame)
             if answer.is_complete:
@@ -352,13 +356,21 @@ class _Video:
             stream = streams[0]
             if stream.codec_context is None:
                 raise ValueError(f"{self.name}: this build of FFmpeg has no decoder for its video stream.")
-            # Not one thread per frame: those run ahead of what is wanted, which a seek throws away (38 seeks took twice
-            # the time), and an error in one of them costs the good frames that are under way in the others.
-            stream.codec_context.thread_type = "SLICE"
-            if stream.codec_context.name not in _THREADED_CODECS:
-                stream.codec_context.thread_count = 1
+            self._set_threads(stream.codec_context, strict)
             stream.codec_context.options = limit | (_STRICT if strict else {})
             yield container, stream
+
+    def _set_threads(self, context: Any, strict: bool) -> None:
+        if context.name in _THREADED_CODECS:
+            context.thread_type = "SLICE"
+            return
+        # What is damaged is painted over in another way with several threads, and decoders with a thread for each slice
+        # do not tell. Up to Full HD two threads, each with a frame of its own, do: more of them would run ahead of what
+        # is wanted, which a seek throws away. Above it the memory of one more frame counts more than the time. HEVC gets
+        # one thread: where a picture's data end early, its decoder shows what happens to be in memory.
+        one = not strict or context.name == "hevc" or context.width * context.height > _FULL_HD
+        context.thread_type = "FRAME"
+        context.thread_count = 1 if one else 2
 
     def _scan(self) -> _Scan:
         """One pass over all packets, without decoding."""
@@ -538,20 +550,19 @@ class _Answer:
     Args:
         wanted: frame numbers, in any order; they may repeat.
         size: (width, height) that all frames are scaled to; (0, 0): that of the first one.
-        each_frame: as in `read_video`.
+        prepare: as in `read_video`.
     """
 
-    def __init__(
-        self, wanted: list[int], size: tuple[int, int], each_frame: Callable[[torch.Tensor], torch.Tensor] | None
-    ) -> None:
-        self.count, self.size, self.each_frame = len(wanted), size, each_frame
+    def __init__(self, wanted: list[int], size: tuple[int, int], prepare: PrepareFrames | None) -> None:
+        self.count, self.size, self.prepare = len(wanted), size, prepare
         self.places: dict[int, list[int]] = {}
         for place, number in enumerate(wanted):
             self.places.setdefault(number, []).append(place)
         self.missing = len(self.places)
         self.upright_size = size
         self.matrices: dict[int, np.ndarray | None] = {}
-        self._frames: torch.Tensor | None = None
+        self._waiting: list[tuple[int, np.ndarray]] = []  # number and pixels of frames that are not prepared yet
+        self._frames: torch.Tensor | None = None  # (count, height, width, 3)
 
     @property
     def is_complete(self) -> bool:
@@ -560,8 +571,10 @@ class _Answer:
     @property
     def frames(self) -> torch.Tensor:
         """(number of frames, 3, height, width)."""
-        if self._frames is None or self.missing:
+        if self.missing:
             raise RuntimeError(f"{self.missing} frames did not come when the file was decoded a second time")
+        self._prepare_waiting()
+        assert self._frames is not None
         return self._frames.permute(0, 3, 1, 2)
 
     def put(self, number: int, frame: Any) -> None:
@@ -570,20 +583,38 @@ class _Answer:
             return
         if not all(self.size):
             self.size = (frame.width, frame.height)
-        pixels = torch.from_numpy(self._upright_pixels(frame))
-        self.upright_size = (pixels.shape[1], pixels.shape[0])
-        if self.each_frame is not None:
-            pixels = self.each_frame(pixels.permute(2, 0, 1)).permute(1, 2, 0)
+        pixels = self._upright_pixels(frame)
+        height, width = pixels.shape[:2]
+        if self.upright_size != (width, height) and self.missing < len(self.places):
+            raise RuntimeError(f"frame {number} lies on its side, unlike those before it")
+        self.upright_size = (width, height)
+        self.missing -= 1
+        if self.prepare is None:
+            self._place(number, torch.from_numpy(pixels))
+            return
+        self._waiting.append((number, pixels))
+        if (len(self._waiting) + 1) * pixels.nbytes > _PREPARED_BYTES:
+            self._prepare_waiting()
+
+    def _prepare_waiting(self) -> None:
+        if not self._waiting or self.prepare is None:
+            return
+        numbers, pixels = zip(*self._waiting, strict=True)
+        self._waiting.clear()
+        stacked = torch.from_numpy(np.stack(pixels) if len(pixels) > 1 else pixels[0][None])
+        del pixels
+        for number, prepared in zip(numbers, self.prepare(stacked.permute(0, 3, 1, 2)), strict=True):
+            self._place(number, prepared.permute(1, 2, 0))
+
+    def _place(self, number: int, pixels: torch.Tensor) -> None:
         if self._frames is None:
             self._frames = pixels.new_empty(self.count, *pixels.shape)
-        elif self._frames.shape[1:] != pixels.shape:
-            raise RuntimeError(
-                f"frame {number} is {pixels.shape[1]} x {pixels.shape[0]} pixels where those before it are "
-                f"{self._frames.shape[2]} x {self._frames.shape[1]}"
-            )
         for place in self.places[number]:
-            self._frames[place] = pixels
-        self.missing -= 1
+            if pixels.device.type == "cpu":
+                # With one thread: torch's threads would spend more time on waiting for each other than on copying.
+                self._frames.numpy()[place] = pixels.numpy()
+            else:
+                self._frames[place] = pixels
 
     def _upright_pixels(self, frame: Any) -> np.ndarray:
         """The frame as uint8 RGB (height, width, 3), scaled to the size of all frames and upright."""

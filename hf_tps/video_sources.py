@@ -29,14 +29,16 @@ def opened_video(source: Any, download: "Download") -> Iterator[tuple[BinaryIO, 
     """The source as a seekable binary file, with a name for messages; closed afterwards if we opened it."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         with io.BytesIO(source) as file:
-            yield file, f"<{len(file.getbuffer())} bytes>"
+            name = f"<{len(file.getbuffer())} bytes>"
+            yield _checked(file, name), name
     elif isinstance(source, str) and source.lower().startswith(("http://", "https://")):
         with tempfile.TemporaryFile() as file:
             download.fetch(source, file)
-            yield file, without_query(source)
+            yield _checked(file, without_query(source)), without_query(source)
     elif isinstance(source, (str, os.PathLike)):
         with _open_path(source) as file:
-            yield file, printable(os.fsdecode(source))
+            name = printable(os.fsdecode(source))
+            yield _checked(file, name), name
     elif hasattr(source, "read") and hasattr(source, "seek"):
         name = f"file object {printable(getattr(source, 'name', type(source).__name__))}"
         try:
@@ -45,7 +47,7 @@ def opened_video(source: Any, download: "Download") -> Iterator[tuple[BinaryIO, 
         except (OSError, ValueError) as error:
             raise ValueError(f"{name} cannot seek: read it and pass its bytes instead.") from error
         try:
-            yield cast(BinaryIO, _CheckedFile(source, name)), name
+            yield _checked(source, name), name
         finally:
             source.seek(position)
     else:
@@ -55,10 +57,16 @@ def opened_video(source: Any, download: "Download") -> Iterator[tuple[BinaryIO, 
 
 
 class _CheckedFile:
-    """A file object of the caller: PyAV copies whatever `read` returns, past the end of its buffer as well."""
+    """A file as PyAV needs it, the same whatever lies behind.
+
+    PyAV copies all that `read` returns, past the end of its buffer as well, and a damaged file sends it to places that
+    files on a disk refuse and bytes in memory do not.
+    """
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self.file, self.name = file, name
+        self.size = file.seek(0, os.SEEK_END)
+        file.seek(0)
 
     def read(self, size: int = -1) -> bytes:
         data = self.file.read(size)
@@ -69,10 +77,15 @@ class _CheckedFile:
         return bytes(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        return self.file.seek(offset, whence)
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.file.tell(), os.SEEK_END: self.size}[whence]
+        return self.file.seek(max(0, min(start + offset, self.size)))
 
     def tell(self) -> int:
         return self.file.tell()
+
+
+def _checked(file: BinaryIO, name: str) -> BinaryIO:
+    return cast(BinaryIO, _CheckedFile(file, name))
 
 
 def _open_path(path: str | os.PathLike) -> BinaryIO:
