@@ -20,6 +20,7 @@ from transformers.video_utils import VideoMetadata
 
 from .frame_sampling import check_sampling_settings, sample_frame_indices
 from .video_reading import MAX_FRAME_PIXELS, read_video
+from .video_sources import name_of
 
 # `fps` asks for as many frames as a file's duration makes, and that may be anything.
 MAX_FRAMES_BY_FPS = 4096
@@ -149,8 +150,13 @@ class TPSVideoProcessor(VideoProcessorMixin):
         pixel_values = []
         for number, video in enumerate(videos):
             frames, metadata[number] = self._load(video, metadata[number], settings)
-            pixel_values.append(_views(frames, settings))
-            del frames
+            try:
+                pixel_values.append(_views(frames, settings))
+            except ValueError as error:
+                if _is_source(video):
+                    raise ValueError(f"{name_of(video)}: {error}") from error
+                raise
+            del frames  # the next video's come beside the finished pixels alone
 
         return_tensors = settings["return_tensors"]
         if return_tensors is not None:
@@ -192,8 +198,8 @@ class TPSVideoProcessor(VideoProcessorMixin):
             num_frames = max(1, round(duration * fps))
             if num_frames > max(metadata.total_num_frames, MAX_FRAMES_BY_FPS):
                 raise ValueError(
-                    f"fps={fps:g} asks for {num_frames} frames of a video that has {metadata.total_num_frames} and is said "
-                    f"to last {duration:g} seconds: give num_frames instead."
+                    f"fps={fps:g} asks for {num_frames} frames of a video that has {metadata.total_num_frames} and is "
+                    f"said to last {duration:g} seconds: give num_frames instead."
                 )
             settings["sampling"] = "uniform"
         return sample_frame_indices(metadata.total_num_frames, num_frames=num_frames, **settings).reshape(-1)

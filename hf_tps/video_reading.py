@@ -356,21 +356,27 @@ class _Video:
             stream = streams[0]
             if stream.codec_context is None:
                 raise ValueError(f"{self.name}: this build of FFmpeg has no decoder for its video stream.")
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if width * height > self.max_frame_pixels:
+                raise ValueError(
+                    f"{self.name}: its frames of {width} x {height} are larger than the {self.max_frame_pixels} pixels "
+                    "that max_frame_pixels allows."
+                )
             self._set_threads(stream.codec_context, strict)
             stream.codec_context.options = limit | (_STRICT if strict else {})
             yield container, stream
 
     def _set_threads(self, context: Any, strict: bool) -> None:
+        # With several threads damage is painted over in another way, and those that share a frame do not tell. Two
+        # threads, each with a frame of its own, do tell; more of them would run ahead of what is wanted, which a seek
+        # throws away. Above Full HD the memory of one more frame counts more than the time. HEVC gets one thread: where
+        # the data of a picture end early, its decoder shows what happens to be in memory.
+        if strict and context.name != "hevc" and context.width * context.height <= _FULL_HD:
+            context.thread_type, context.thread_count = "FRAME", 2
+        else:
+            context.thread_type, context.thread_count = "SLICE", 1
         if context.name in _THREADED_CODECS:
-            context.thread_type = "SLICE"
-            return
-        # What is damaged is painted over in another way with several threads, and decoders with a thread for each slice
-        # do not tell. Up to Full HD two threads, each with a frame of its own, do: more of them would run ahead of what
-        # is wanted, which a seek throws away. Above it the memory of one more frame counts more than the time. HEVC gets
-        # one thread: where a picture's data end early, its decoder shows what happens to be in memory.
-        one = not strict or context.name == "hevc" or context.width * context.height > _FULL_HD
-        context.thread_type = "FRAME"
-        context.thread_count = 1 if one else 2
+            context.thread_type, context.thread_count = "SLICE", 0  # as many as there are processors
 
     def _scan(self) -> _Scan:
         """One pass over all packets, without decoding."""

@@ -27,20 +27,18 @@ _CHUNK_BYTES = 1 << 20
 @contextmanager
 def opened_video(source: Any, download: "Download") -> Iterator[tuple[BinaryIO, str]]:
     """The source as a seekable binary file, with a name for messages; closed afterwards if we opened it."""
+    name = name_of(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         with io.BytesIO(source) as file:
-            name = f"<{len(file.getbuffer())} bytes>"
             yield _checked(file, name), name
-    elif isinstance(source, str) and source.lower().startswith(("http://", "https://")):
+    elif _is_url(source):
         with tempfile.TemporaryFile() as file:
             download.fetch(source, file)
-            yield _checked(file, without_query(source)), without_query(source)
+            yield _checked(file, name), name
     elif isinstance(source, (str, os.PathLike)):
         with _open_path(source) as file:
-            name = printable(os.fsdecode(source))
             yield _checked(file, name), name
     elif hasattr(source, "read") and hasattr(source, "seek"):
-        name = f"file object {printable(getattr(source, 'name', type(source).__name__))}"
         try:
             position = source.tell()
             source.seek(position)
@@ -54,6 +52,21 @@ def opened_video(source: Any, download: "Download") -> Iterator[tuple[BinaryIO, 
         raise ValueError(
             f"Cannot read a video from a {type(source).__name__}: pass a path, an http(s) URL, bytes or a binary file."
         )
+
+
+def name_of(source: Any) -> str:
+    """The source in a message."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"<{memoryview(source).nbytes} bytes>"
+    if _is_url(source):
+        return without_query(source)
+    if isinstance(source, (str, os.PathLike)):
+        return printable(os.fsdecode(source))
+    return f"file object {printable(getattr(source, 'name', type(source).__name__))}"
+
+
+def _is_url(source: Any) -> bool:
+    return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
 class _CheckedFile:

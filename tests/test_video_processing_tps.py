@@ -500,3 +500,48 @@ def test_unknown_argument_of_a_call_is_refused():
 def test_training_is_no_setting_to_save():
     with pytest.raises(ValueError, match="training"):
         TPSVideoProcessor(training=True)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e-320])
+@pytest.mark.parametrize("name", ["image_mean", "image_std", "rescale_factor"])
+def test_numbers_that_make_pixels_infinite_are_refused(name, value, tmp_path):
+    wrong = value if name == "rescale_factor" else [0.5, value, 0.5]
+    if name == "image_mean" and value == 1e-320:
+        return  # a mean of nothing is a number like any other
+    with pytest.raises(ValueError, match=name):
+        TPSVideoProcessor(**{name: wrong})
+    processor = TPSVideoProcessor()
+    with pytest.raises(ValueError, match=name):
+        processor(torch.zeros(4, 3, 300, 300, dtype=torch.uint8), **{name: wrong})
+    processor.save_pretrained(tmp_path)
+    file = tmp_path / "video_preprocessor_config.json"
+    settings = json.loads(file.read_text()) | {name: wrong}
+    file.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=name):
+        TPSVideoProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["training", "max_frame_pixels"])
+def test_settings_of_a_call_are_neither_saved_nor_read_from_a_file(name, tmp_path):
+    TPSVideoProcessor().save_pretrained(tmp_path)
+    file = tmp_path / "video_preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    assert name not in settings
+    file.write_text(json.dumps(settings | {name: 10**12 if name == "max_frame_pixels" else True}))
+    with pytest.raises(ValueError, match=f"{name} is not a setting to save"):
+        TPSVideoProcessor.from_pretrained(tmp_path)
+
+
+def test_no_file_decides_how_many_frames_are_made():
+    clip = torch.zeros(3, 3, 240, 240, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="fps=2 asks for 2000000 frames of a video that has 3"):
+        TPSVideoProcessor()(clip, fps=2.0, video_metadata={"duration": 1e6})
+    with pytest.raises(ValueError, match="more than 65536 frames"):
+        TPSVideoProcessor(num_frames=10**9)
+
+
+def test_a_crop_larger_than_the_frames_names_the_file(tmp_path):
+    path = tmp_path / "small.mp4"
+    write_video(path, moving_frames(4))
+    with pytest.raises(ValueError, match="small.mp4: Frames of 64x48.*smaller than the crop"):
+        TPSVideoProcessor(do_resize=False)(path)

@@ -4,6 +4,7 @@ import http.server
 import io
 import tempfile
 import threading
+import traceback
 import warnings
 from pathlib import Path
 
@@ -458,6 +459,7 @@ def server(mp4):
     """A web server on this machine: its address."""
     data = mp4.read_bytes()
     sent_to_the_end = []
+    stopping = threading.Event()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):  # noqa: N802
@@ -472,6 +474,16 @@ def server(mp4):
                 for _ in range(64):
                     self.wfile.write(bytes(1 << 20))
                 sent_to_the_end.append(path)
+            elif path == "/slow.mp4":  # one byte now and then, for ever
+                self.send_response(200)
+                self.end_headers()
+                while not stopping.wait(0.05):
+                    self.wfile.write(b"x")
+            elif path == "/slow_header.mp4":
+                while not stopping.wait(0.05):
+                    self.wfile.write(b"H")
+            elif path == "/echo.mp4":
+                self.send_error(403, message=f"no access with {self.path}\x1b[2J")
             elif path in ("/clip.mp4", "/no_length.mp4", "/broken_off.mp4"):
                 self.send_response(200)
                 if path != "/no_length.mp4":
@@ -492,6 +504,7 @@ def server(mp4):
         thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield f"http://127.0.0.1:{httpd.server_port}"
+        stopping.set()
         httpd.shutdown()
         thread.join()
     assert sent_to_the_end == []
@@ -538,6 +551,34 @@ def test_download_that_breaks_off_is_an_error(server, downloads):
 def test_redirect_out_of_http_is_refused(target, server, downloads, mp4):
     with pytest.raises(ValueError, match="Could not download.*(not http|not allowed)"):
         read_video(f"{server}/redirect/{target.format(mp4=mp4)}", [0])
+
+
+@pytest.mark.parametrize("name", ["slow.mp4", "slow_header.mp4"])
+def test_server_that_sends_a_byte_now_and_then_is_given_up(name, server, downloads):
+    with pytest.raises(ValueError, match=f"{name}.*more than 0.3 seconds.*max_download_seconds"):
+        read_video(f"{server}/{name}", timeout=30, max_download_seconds=0.3)
+    assert list(downloads.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "{server}/echo.mp4?token=secret",  # the server repeats it
+        "{server}/redirect/ftp://127.0.0.1/clip.mp4%3Ftoken=secret?token=secret",
+        "{server}/clip .mp4?token=secret",  # urllib repeats it
+        "{server}/clip\n.mp4?token=secret",
+        "http://user:secret@127.0.0.1:1/clip.mp4?token=secret#secret",
+        "http://[::1/clip.mp4?token=secret",
+        "http://127.0.0.1:port/clip.mp4?token=secret",
+    ],
+)
+def test_no_message_holds_the_query_or_the_password_of_an_address(address, server, downloads):
+    with pytest.raises(ValueError, match="Could not download") as error:
+        read_video(address.format(server=server), timeout=2)
+    shown = "".join(traceback.format_exception(error.value))
+    assert "secret" not in str(error.value)
+    assert "secret" not in shown.replace(address, "")
+    assert str(error.value).isprintable()
 
 
 def test_server_that_does_not_answer_is_an_error(downloads):
