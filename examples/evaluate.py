@@ -109,6 +109,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     seconds = time.perf_counter() - begun
     if not accelerator.is_main_process:
         return
+    if (predictions.labels < 0).all():
+        name, reason = next(iter(predictions.broken.items()))
+        raise ValueError(f"None of {len(videos)} videos can be read; one of them: {name}: {reason}")
     summary = summarize(predictions.scores, predictions.labels, class_names)
     num_clips = views.get("num_clips", processor.num_clips)
     num_crops = views.get("num_crops", processor.num_crops)

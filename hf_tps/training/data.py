@@ -6,7 +6,9 @@ Two promises:
   epoch and the clip's place in the epoch alone: not on the number of workers or processes, nor on whether the run was
   broken off in between.
 - **A broken video never ends a run by itself.** It is counted and named; in training another video takes its place, so
-  that all batches have one shape; in evaluation it is left out of the scores.
+  that all batches have one shape; in evaluation it is left out of the scores. Whatever exception the reading of one
+  video raises counts as a broken video: libraries have many. An error of the program, which every video would meet,
+  ends a training after `MAX_BROKEN_IN_A_ROW` of them; its type is in the message.
 """
 
 import logging
@@ -143,7 +145,7 @@ class VideoDataset(Dataset):
         try:
             pixel_values = self.clips.test_views(self.sources[key])
             return clip_item(pixel_values, self.labels[key], key, [])
-        except (ValueError, OSError) as error:
+        except Exception as error:
             broken = [(self.videos.names[key], first_line(error))]
             return clip_item(self._blank_views(), IGNORED_LABEL, key, broken)
 
@@ -154,7 +156,7 @@ class VideoDataset(Dataset):
             try:
                 pixel_values = self.clips.training_clip(self.sources[number], self.labels[number], seed)
                 return clip_item(pixel_values, self.labels[number], number, broken)
-            except (ValueError, OSError) as error:
+            except Exception as error:
                 broken.append((self.videos.names[number], first_line(error)))
         return clip_item(None, IGNORED_LABEL, index, broken)
 

@@ -36,8 +36,11 @@ def read_json(path: str | Path) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What went wrong, in one line; with the type, where it is not one that says bad input."""
+    line = (str(error).splitlines() or [""])[0]
+    if line and isinstance(error, ValueError | OSError):
+        return line
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 def some(items: Sequence[Any], limit: int = 5) -> str:
