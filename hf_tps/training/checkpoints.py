@@ -223,17 +223,17 @@ def _whole_checkpoint(wanted: str, folder: Path) -> Path | None:
     if not _COMPLETE.match(path.name) or not path.is_dir():
         names = [str(found) for found in there]
         raise FileNotFoundError(f"{wanted} is no checkpoint folder (step_<n>); this run has {names or 'none'}.")
-    damage = find_damage(path)
-    if damage is None:
+    wrong = find_damage(path)
+    if wrong is None:
         return path
     whole, _ = _newest_whole([other for other in list_checkpoints(path.parent) if other.name != path.name])
     remedy = "No other checkpoint of the run is whole." if whole is None else f"The newest whole checkpoint is {whole}."
-    raise ValueError(f"The checkpoint {path} is damaged: {damage}. {remedy}")
+    raise ValueError(f"The checkpoint {path} is damaged: {wrong}. {remedy}")
 
 
 def _newest_whole(checkpoints: list[Path]) -> tuple[Path | None, dict[str, str]]:
     """The newest whole one of these (oldest first), and what is wrong with those after it, by name."""
-    damaged = {}
+    damaged: dict[str, str] = {}
     for path in reversed(checkpoints):
         damage = find_damage(path)
         if damage is None:
