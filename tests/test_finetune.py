@@ -4,10 +4,8 @@ import csv
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -120,36 +118,6 @@ def test_a_run_learns_and_leaves_all_that_is_promised(data, tmp_path, root):
     assert (tmp_path / "out" / "confusion_matrix.png").stat().st_size > 5000
     assert [path.name for path in list_checkpoints(tmp_path / "out" / "checkpoints")] == ["step_33", "step_36"]
     assert not list((tmp_path / "out").rglob(".*"))
-
-
-def test_kill_and_resume_ends_with_the_same_weights(data, tmp_path, root):
-    # everything that is drawn by chance or kept between steps: dropout, mixing, moving average, momentum, schedule
-    flags = ["--num_train_epochs", 4, "--checkpointing_steps", 2, "--ema_decay", 0.9, "--warmup_epochs", 1]
-    flags += ["--mixup", 0.4, "--cutmix", 1.0, "--rand_augment_ops", 2, "--erasing", 0.5, "--classifier_dropout", 0.5]
-    flags += ["--drop_path_rate", 0.2, "--gradient_accumulation_steps", 2, "--per_device_train_batch_size", 2]
-    flags += ["--max_grad_norm", 1, "--dataloader_num_workers", 0]
-    run(root, "finetune.py", *basics(data, tmp_path / "whole"), *flags)
-
-    broken_off = tmp_path / "broken_off"
-    process = start(root, "finetune.py", *basics(data, broken_off), *flags)
-    deadline = time.monotonic() + 120
-    while not (broken_off / "checkpoints" / "step_4").exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (broken_off / "all_results.json").exists()
-    # as a process leaves it that dies while it saves
-    half_written = broken_off / "checkpoints" / ".incomplete-step_12"
-    half_written.mkdir(exist_ok=True)
-    (half_written / "model.safetensors").write_bytes(b"half")
-
-    # with another number of workers, which must not matter
-    flags[-1] = 1
-    run(root, "finetune.py", *basics(data, broken_off), *flags, "--resume_from_checkpoint", "latest")
-    assert not half_written.exists()
-    assert_trained_alike(broken_off, tmp_path / "whole")
 
 
 def test_two_processes_train_and_test_as_one_does(data, tmp_path, root):
