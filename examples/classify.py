@@ -41,6 +41,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return arguments
 
 
+def load(name: str) -> tuple[PreTrainedModel, VideoProcessorMixin]:
+    """A trained model and its processor.
+
+    Raises:
+        ValueError: if the checkpoint lacks weights, which would be random numbers.
+    """
+    model, report = AutoModelForVideoClassification.from_pretrained(name, output_loading_info=True)
+    if report["missing_keys"]:
+        raise ValueError(
+            f"These weights are missing: {sorted(report['missing_keys'])[:10]}. Give a trained classifier."
+        )
+    return model.eval(), AutoVideoProcessor.from_pretrained(name)
+
+
 @torch.no_grad()
 def classify(
     video: str, model: PreTrainedModel, processor: VideoProcessorMixin, top_k: int, **views: int
@@ -106,8 +120,8 @@ def plot(results: list[tuple[str, list[tuple[str, float]], torch.Tensor]], path:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
-        model = AutoModelForVideoClassification.from_pretrained(arguments.model).to(arguments.device).eval()
-        processor = AutoVideoProcessor.from_pretrained(arguments.model)
+        model, processor = load(arguments.model)
+        model.to(arguments.device)
     except Exception as error:  # whatever a damaged folder makes a library raise
         print_error(error, arguments.model)
         return 1

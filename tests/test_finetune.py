@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForVideoClassification, SwinConfig, SwinModel, ViTConfig, ViTModel
 
 import hf_tps
-from examples import evaluate, finetune, finetune_trainer
+from examples import classify, evaluate, finetune, finetune_trainer
 from hf_tps.training import results as outcome
 from hf_tps.training.checkpoints import list_checkpoints
 from tests import micro_models, video_transformers
@@ -434,3 +434,98 @@ def test_training_with_token_merging_and_evaluation_of_a_plain_model_with_it(dat
         assert here(evaluate, *arguments, "--output_dir", tmp_path / name) == 0
     scores = [(tmp_path / name / "scores.csv").read_text() for name in ("whole", "merged")]
     assert scores[0] != scores[1]
+
+
+# --- damaged files -----------------------------------------------------------------------------------------------------
+
+
+def flip_header(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(b"\xff" + file.read_bytes()[1:])
+
+
+def cut_weights(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def rename_tensor(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes().replace(b"classifier.weight", b"classifier.wejght"))
+
+
+def change_config(folder: Path, **fields) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+DAMAGE = {
+    "a header that cannot be read": flip_header,
+    "weights cut off": cut_weights,
+    "a tensor by another name": rename_tensor,
+    "weights that are none": lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"),
+    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "a config cut off": lambda folder: (folder / "config.json").write_text('{"model_type": "xv'),
+    "a list for a config": lambda folder: (folder / "config.json").write_text("[]"),
+    "a config of bytes": lambda folder: (folder / "config.json").write_bytes(b"\xff\xfe\x00"),
+    "an unknown model": lambda folder: change_config(folder, model_type="nonsense"),
+    "a size of another type": lambda folder: change_config(folder, hidden_size="wide"),
+    "a size of another number": lambda folder: change_config(folder, hidden_size=24),
+    "labels of another type": lambda folder: change_config(folder, id2label=[1, 2]),
+    "a processor cut off": lambda folder: (folder / "video_preprocessor_config.json").write_text('{"size": '),
+    "a list for a processor": lambda folder: (folder / "video_preprocessor_config.json").write_text("[]"),
+}
+
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    names = dict(enumerate(("blue", "green", "red")))
+    model = micro_models.classifier("xvit", num_labels=3, id2label=names, label2id={n: i for i, n in names.items()})
+    model.save_pretrained(tmp_path / "model")
+    micro_models.processor(model.config).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def assert_one_line(code: int, capsys) -> None:
+    assert code == 1
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, lines
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("script", [finetune, finetune_trainer, evaluate, classify])
+def test_a_damaged_model_is_one_line_for_every_script(script, damage, data, saved, tmp_path, capsys):
+    DAMAGE[damage](saved)
+    if script is classify:
+        command = [data / "val" / "red" / "0.mp4", "--model", saved]
+    else:
+        command = ["--model_name_or_path", saved, "--validation_dir", data / "val", "--output_dir", tmp_path / "out"]
+    if script in (finetune, finetune_trainer):
+        command += [
+            "--train_dir",
+            data / "train",
+            "--max_steps" if script is finetune_trainer else "--max_train_steps",
+            1,
+        ]
+    assert_one_line(here(script, *command), capsys)
+
+
+@pytest.mark.parametrize("script", [finetune, finetune_trainer])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer", "scheduler", "state"])
+def test_a_damaged_checkpoint_is_one_line(file, script, data, tmp_path, capsys):
+    flags = ["--config_name", data / "xvit", "--train_dir", data / "train", "--train_val_split", 0, "--output_dir"]
+    flags += [tmp_path, "--dataloader_num_workers", 0]
+    if script is finetune:
+        flags += ["--max_train_steps", 2, "--checkpointing_steps", 1]
+    else:
+        flags += ["--max_steps", 2, "--save_steps", 1, "--report_to", "none", "--use_cpu"]
+    assert here(script, *flags) == 0
+    checkpoint = tmp_path / ("checkpoints/step_1" if script is finetune else "checkpoint-1")
+    damaged = [path for path in checkpoint.iterdir() if file in path.name]
+    assert damaged
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-20])
+    capsys.readouterr()
+    code = here(script, *flags, "--resume_from_checkpoint", checkpoint)
+    assert_one_line(code, capsys)
