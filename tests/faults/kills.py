@@ -72,12 +72,13 @@ def kill_cases(seed: int, number: int) -> Iterator[Case]:
 
 
 def full_disk_cases(seed: int, number: int) -> Iterator[Case]:
-    """As many disks from this seed that are full in a training, an evaluation or a conversion."""
+    """As many disks from this seed that are full: of each three, one in a checkpoint, one at a training's end, one in
+    an evaluation.
+    """
     for place in range(number):
-        kind = ("training", "evaluation")[place % 2]
-        name = f"full disk in a {kind}, seed {seed}, number {place}"
+        kind = ("checkpoint", "training", "evaluation")[place % 3]
         check = functools.partial(_full_disk, kind, f"{seed}-{place}")
-        yield Case(name, check, seconds=300, megabytes=1500)
+        yield Case(f"full disk in a {kind}, seed {seed}, number {place}", check, seconds=300, megabytes=1500)
 
 
 # --- kills -----------------------------------------------------------------------------------------------------------
@@ -156,21 +157,18 @@ def _difference(expected: Path, output: Path) -> str:
 
 
 def _full_disk(kind: str, seed: str, folder: Path) -> tuple[Outcome, str]:
-    rng, work = (
-        random.Random(seed),
-        {"training": _training, "evaluation": _evaluation, "conversion": _conversion}[kind](),
-    )
-    output = folder / "out"
-    sizes = sorted(path.stat().st_size for path in work.expected.rglob("*") if path.is_file())
-    limit = rng.randrange(max(1, rng.choice(sizes)))
-    # A training may come to its last files only without checkpoints, which are larger.
-    more = ["--checkpointing_steps", rng.choice(("1", "no"))] if kind == "training" else []
+    rng, output = random.Random(seed), folder / "out"
+    work = _evaluation() if kind == "evaluation" else _training()
+    checkpoints = kind == "checkpoint"
+    written = (work.expected / "checkpoints" if checkpoints else work.expected).glob("**/*" if checkpoints else "*")
+    limit = rng.randrange(max(1, rng.choice(sorted(path.stat().st_size for path in written if path.is_file()))))
+    more = ["--checkpointing_steps", "no"] if kind == "training" else []
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()):
         code = _here(work.main, work.command(output, *more))
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     said = [line for line in errors.getvalue().splitlines() if line.startswith("error: ")]
-    detail = f"limit {limit}, {' '.join(more)}: {said}"
+    detail = f"limit {limit}: {said}"
     parts = [str(path) for path in folder.rglob(".*")]
     parts += [str(path) for path in list_checkpoints(output / "checkpoints") if find_damage(path)]
     if parts:
