@@ -179,6 +179,15 @@ def test_the_trainer_version_freezes_the_backbone_and_keeps_decoded_frames(data,
     assert changed == {"classifier.weight", "classifier.bias"}
 
 
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    names = dict(enumerate(("blue", "green", "red")))
+    model = micro_models.classifier("xvit", num_labels=3, id2label=names, label2id={n: i for i, n in names.items()})
+    model.save_pretrained(tmp_path / "model")
+    micro_models.processor(model.config).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +276,30 @@ def test_a_broken_video_has_an_empty_line_in_the_scores(data, tmp_path):
     found = results(tmp_path / "out", "results.json")
     assert found["videos"] == 1
     assert list(found["broken_videos"]) == ["red/b.mp4"]
+
+
+def test_a_test_of_nothing_but_broken_videos_is_no_result(saved, tmp_path, capsys):
+    for name in ("red", "blue"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        (tmp_path / "videos" / name / "a.mp4").write_text("no video")
+    flags = ["--model_name_or_path", saved, "--validation_dir", tmp_path / "videos", "--protocol", "1x1"]
+    assert here(evaluate, *flags, "--output_dir", tmp_path / "out", "--dataloader_num_workers", 0) == 1
+    assert re.search("None of 2 videos can be read; one of them: (red|blue)/a.mp4: ", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+# The first batch is of two clips: two passes over few videos, or the limit and the rest of a pass.
+@pytest.mark.parametrize(("broken", "named"), [(10, 20), (130, 130)])
+def test_a_stream_of_nothing_but_broken_videos_ends_the_run(broken, named, data, tmp_path, capsys):
+    from datasets import ClassLabel, Dataset, Features, Video
+
+    features = Features({"video": Video(decode=False), "label": ClassLabel(names=["blue", "green", "red"])})
+    rows = {"video": [{"path": "x.mp4", "bytes": b"no video"}] * broken, "label": [0] * broken}
+    (tmp_path / "data").mkdir()
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "data" / "train.parquet")
+    flags = ["--dataset_name", tmp_path / "data", "--cache_dir", tmp_path / "cache", "--streaming"]
+    assert here(finetune, *model_flags(data, tmp_path / "out"), *flags, "--validation_split", "train") == 1
+    assert f"None of {named} videos in a row can be read" in capsys.readouterr().err
 
 
 # --- starts and bad input --------------------------------------------------------------------------------------------
@@ -436,7 +469,7 @@ def test_training_with_token_merging_and_evaluation_of_a_plain_model_with_it(dat
     assert scores[0] != scores[1]
 
 
-# --- damaged files -----------------------------------------------------------------------------------------------------
+# --- damaged files ---------------------------------------------------------------------------------------------------
 
 
 def flip_header(folder: Path) -> None:
@@ -476,15 +509,6 @@ DAMAGE = {
     "a processor cut off": lambda folder: (folder / "video_preprocessor_config.json").write_text('{"size": '),
     "a list for a processor": lambda folder: (folder / "video_preprocessor_config.json").write_text("[]"),
 }
-
-
-@pytest.fixture
-def saved(tmp_path) -> Path:
-    names = dict(enumerate(("blue", "green", "red")))
-    model = micro_models.classifier("xvit", num_labels=3, id2label=names, label2id={n: i for i, n in names.items()})
-    model.save_pretrained(tmp_path / "model")
-    micro_models.processor(model.config).save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
 
 
 def assert_one_line(code: int, capsys) -> None:

@@ -24,6 +24,7 @@ from hf_tps.training.data import (
     collate,
 )
 from hf_tps.training.frame_cache import FrameCache
+from hf_tps.training.results import write_broken_videos
 from hf_tps.training.video_lists import read_class_folders
 from hf_tps.video_reading import read_video
 from tests.comparison import assert_close_to_spread
@@ -201,10 +202,10 @@ def test_the_cache_knows_broken_videos(half_broken, processor, tmp_path):
     "error", [IndexError("tuple index out of range"), RuntimeError("[enforce fail] not enough memory"), MemoryError()]
 )
 def test_whatever_reading_one_video_raises_is_a_broken_video_of_that_type(error, folder, processor, monkeypatch):
-    def read_with_a_fault(video, *arguments):
+    def read_with_a_fault(video, *arguments, **options):
         if Path(video).match("blue/1.mp4"):
             raise error
-        return read_video(video, *arguments)
+        return read_video(video, *arguments, **options)
 
     monkeypatch.setattr(data, "read_video", read_with_a_fault)
     monkeypatch.setattr(video_processing_tps, "read_video", read_with_a_fault)
@@ -301,3 +302,15 @@ def test_a_full_disk_leaves_no_part_of_a_cache(kilobytes, folder, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_name_cannot_forge_a_line_of_the_log_or_of_the_list(tmp_path, processor, caplog):
+    write_colour_folders(tmp_path, (1, 1, 1))
+    (tmp_path / "blue" / "x\nerror: all is lost\x1b[2J.mp4").write_text("no video")
+    broken = BrokenVideos("skip")
+    broken.check(collate([dataset_of(tmp_path, processor)[(1, 0)]]))
+    write_broken_videos(tmp_path, broken.reasons)
+    for text in (caplog.text, (tmp_path / "broken_videos.txt").read_text()):
+        assert len([line for line in text.splitlines() if "all is lost" in line and "x\\nerror" in line]) >= 1
+        assert "\x1b" not in text
+        assert not any(line.startswith("error") for line in text.splitlines())

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ..plain_text import printable
 from .files import is_file_error
 from .text import first_line
 
@@ -17,9 +18,12 @@ def start_logging(main_process: bool) -> None:
 
 
 def print_error(error: Exception, about: str = "") -> None:
-    """Say in one line what went wrong, and with what."""
-    reason = str(error) if isinstance(error, ValueError | OSError) else first_line(error)
-    print(f"error: {about}: {reason}" if about else f"error: {reason}", file=sys.stderr)
+    """Say what went wrong, and with what; a library's advice on the lines after the first one is kept."""
+    lines = [first_line(error), *(printable(line) for line in str(error).splitlines()[1:])]
+    if not isinstance(error, ValueError | OSError):
+        lines = lines[:1]  # the rest is a trace of C++ functions
+    reason = "\n".join(lines)
+    print(f"error: {printable(about)}: {reason}" if about else f"error: {reason}", file=sys.stderr)
 
 
 def exit_code(work: Callable[..., None], *arguments: Any) -> int:

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..frame_sampling import sample_frame_indices
+from ..plain_text import printable
 from ..video_processing_tps import SAMPLING_SETTINGS, TPSVideoProcessor
 from ..video_reading import read_video
 from .augmentation import ClipAugmentation
@@ -268,11 +269,12 @@ class BrokenVideos:
             if name in self.reasons:
                 continue
             self.reasons[name] = reason
+            name = printable(name)
             if self.policy == "error":
                 raise ValueError(f"Broken video {name}: {reason} (on_broken_video='skip' goes on without it.)")
             logger.warning("broken video %s: %s", name, reason)
         if batch["pixel_values"] is None:
             raise ValueError(
-                f"None of {len(batch['broken'])} videos in a row can be read; the first: {batch['broken'][0][0]}: "
-                f"{batch['broken'][0][1]}"
+                f"None of {len(batch['broken'])} videos in a row can be read; the first: "
+                f"{printable(batch['broken'][0][0])}: {batch['broken'][0][1]}"
             )

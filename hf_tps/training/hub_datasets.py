@@ -157,6 +157,7 @@ class StreamedVideos(IterableDataset):
                     broken.append((name, first_line(error)))
                     if len(broken) == MAX_BROKEN_IN_A_ROW:
                         yield clip_item(None, IGNORED_LABEL, -1, broken)
+                        broken = []
                     continue
                 given += 1
                 yield clip_item(pixel_values, int(row[self.label_column]), -1, broken)

@@ -14,6 +14,7 @@ import numpy as np
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from ..plain_text import printable
 from ..video_processing_tps import TPSVideoProcessor
 from .files import whole_file, writing
 from .metrics import confusion_matrix, draw_confusion_matrix
@@ -69,7 +70,7 @@ def write_broken_videos(folder: Path, broken: dict[str, str]) -> None:
     if not broken:
         return
     path = folder / "broken_videos.txt"
-    lines = [f"{name}\t{reason}\n" for name, reason in sorted(broken.items())]
+    lines = [f"{printable(name)}\t{reason}\n" for name, reason in sorted(broken.items())]
     with whole_file(path) as begun:
         begun.write_text("".join(lines), encoding="utf-8")
     logger.warning("%d broken videos, listed in %s", len(lines), path)
