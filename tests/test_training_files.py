@@ -1,5 +1,7 @@
 """Files that are there whole or not at all, and which exceptions are about files."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -22,8 +24,13 @@ def test_a_file_that_breaks_off_leaves_the_old_one_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
     with whole_file(path) as begun:
         begun.write_text("new")
+        shutil.copyfile(begun, tmp_path / "as a killed process leaves it")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
+    (tmp_path / "as a killed process leaves it").rename(begun)
+    with whole_file(path) as begun:
+        begun.write_text("newer")
+    assert path.read_text() == "newer"
     assert list(tmp_path.iterdir()) == [path]
 
 

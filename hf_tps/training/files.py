@@ -70,7 +70,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be written; nothing is left then.
     """
-    begun = path.with_name(f".{os.getpid()}.{path.name}")
+    # Always the same name: what a killed process leaves is overwritten by the next.
+    begun = path.with_name(f".begun-{path.name}")
     try:
         with writing(path):
             yield begun
