@@ -49,7 +49,7 @@ def start(root: Path, script: str, *arguments, processes: int = 1) -> subprocess
 
 def run(root: Path, script: str, *arguments, processes: int = 1) -> str:
     process = start(root, script, *arguments, processes=processes)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=1800)  # against a hang alone
     assert process.returncode == 0, output
     return output
 
