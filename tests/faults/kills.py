@@ -66,9 +66,11 @@ class Work:
 def kill_cases(seed: int, number: int) -> Iterator[Case]:
     """As many kills from this seed: of each four, three of a training and one of a conversion."""
     for place in range(number):
-        kind, check = ("conversion", _killed_conversion) if place % 4 == 3 else ("training", _killed_training)
-        name = f"killed {kind}, seed {seed}, number {place}"
-        yield Case(name, functools.partial(check, f"{seed}-{place}"), seconds=300, megabytes=1500)
+        if place % 4 == 3:
+            kind, check = "conversion", functools.partial(_killed_conversion, _conversion())
+        else:
+            kind, check = "training", functools.partial(_killed_training, _training())
+        yield _case(f"killed {kind}", check, seed, place)
 
 
 def full_disk_cases(seed: int, number: int) -> Iterator[Case]:
@@ -77,15 +79,20 @@ def full_disk_cases(seed: int, number: int) -> Iterator[Case]:
     """
     for place in range(number):
         kind = ("checkpoint", "training", "evaluation")[place % 3]
-        check = functools.partial(_full_disk, kind, f"{seed}-{place}")
-        yield Case(f"full disk in a {kind}, seed {seed}, number {place}", check, seconds=300, megabytes=1500)
+        work = _evaluation() if kind == "evaluation" else _training()
+        yield _case(f"full disk in a {kind}", functools.partial(_full_disk, work, kind), seed, place)
+
+
+def _case(name: str, check: Callable[[str, Path], tuple[Outcome, str]], seed: int, place: int) -> Case:
+    check = functools.partial(check, f"{seed}-{place}")
+    return Case(f"{name}, seed {seed}, number {place}", check, seconds=300, megabytes=1500)
 
 
 # --- kills -----------------------------------------------------------------------------------------------------------
 
 
-def _killed_training(seed: str, folder: Path) -> tuple[Outcome, str]:
-    rng, training, output = random.Random(seed), _training(), folder / "out"
+def _killed_training(training: Work, seed: str, folder: Path) -> tuple[Outcome, str]:
+    rng, output = random.Random(seed), folder / "out"
     command = training.command(output)
     moments = []
     for _ in range(rng.randint(1, 2)):
@@ -111,8 +118,8 @@ def _killed_training(seed: str, folder: Path) -> tuple[Outcome, str]:
     return _compare(training.expected, output, ", ".join(moments))
 
 
-def _killed_conversion(seed: str, folder: Path) -> tuple[Outcome, str]:
-    rng, conversion, output = random.Random(seed), _conversion(), folder / "out"
+def _killed_conversion(conversion: Work, seed: str, folder: Path) -> tuple[Outcome, str]:
+    rng, output = random.Random(seed), folder / "out"
     process, pause = _forked(conversion.main, conversion.command(output)), rng.uniform(0, conversion.seconds)
     if rng.random() < 0.5:  # while it writes
         _wait_for(process, lambda: any(folder.glob(".out-*")), conversion.seconds * 20)
@@ -156,9 +163,8 @@ def _difference(expected: Path, output: Path) -> str:
 # --- full disks ------------------------------------------------------------------------------------------------------
 
 
-def _full_disk(kind: str, seed: str, folder: Path) -> tuple[Outcome, str]:
+def _full_disk(work: Work, kind: str, seed: str, folder: Path) -> tuple[Outcome, str]:
     rng, output = random.Random(seed), folder / "out"
-    work = _evaluation() if kind == "evaluation" else _training()
     checkpoints = kind == "checkpoint"
     written = (work.expected / "checkpoints" if checkpoints else work.expected).glob("**/*" if checkpoints else "*")
     limit = rng.randrange(max(1, rng.choice(sorted(path.stat().st_size for path in written if path.is_file()))))
