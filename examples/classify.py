@@ -16,6 +16,8 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.video_processing_utils import VideoProcessorMixin
 
 import hf_tps  # noqa: F401  (registers its models with the Auto classes)
+from hf_tps.training.console import exit_code, print_error
+from hf_tps.training.files import whole_file
 
 FRAMES_IN_PICTURE = 8
 
@@ -37,6 +39,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if arguments.plot is not None and not arguments.plot.parent.is_dir():
         parser.error(f"--plot {arguments.plot}: there is no folder {arguments.plot.parent}")
     return arguments
+
+
+def load(name: str) -> tuple[PreTrainedModel, VideoProcessorMixin]:
+    """A trained model and its processor.
+
+    Raises:
+        ValueError: if the checkpoint lacks weights, which would be random numbers.
+    """
+    model, report = AutoModelForVideoClassification.from_pretrained(name, output_loading_info=True)
+    if report["missing_keys"]:
+        raise ValueError(
+            f"These weights are missing: {sorted(report['missing_keys'])[:10]}. Give a trained classifier."
+        )
+    return model.eval(), AutoVideoProcessor.from_pretrained(name)
 
 
 @torch.no_grad()
@@ -95,17 +111,19 @@ def plot(results: list[tuple[str, list[tuple[str, float]], torch.Tensor]], path:
         axes.set_xlim(0, max(scores) * 1.15)
         axes.set_xticks([])
         axes.spines[["top", "right", "bottom"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    with whole_file(path) as begun:
+        figure.savefig(begun, dpi=150)
     plt.close(figure)
+    print(f"picture: {path}")
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
-        model = AutoModelForVideoClassification.from_pretrained(arguments.model).to(arguments.device).eval()
-        processor = AutoVideoProcessor.from_pretrained(arguments.model)
-    except (ValueError, OSError) as error:
-        print(f"error: {arguments.model}: {error}", file=sys.stderr)
+        model, processor = load(arguments.model)
+        model.to(arguments.device)
+    except Exception as error:  # whatever a damaged folder makes a library raise
+        print_error(error, arguments.model)
         return 1
     views = {"num_clips": arguments.num_clips, "num_crops": arguments.num_crops}
     views = {name: value for name, value in views.items() if value is not None}
@@ -114,15 +132,14 @@ def main(argv: list[str] | None = None) -> int:
     for video in tqdm(arguments.videos, desc="classifying", unit="video", disable=None):
         try:
             classes, frames = classify(video, model, processor, arguments.top_k, **views)
-        except (ValueError, OSError) as error:
-            print(f"error: {video}: {error}", file=sys.stderr)
+        except Exception as error:  # one video does not end the others
+            print_error(error, video)
             failures += 1
             continue
         results.append((video, classes, frames))
         print_table(video, classes)
     if arguments.plot is not None and results:
-        plot(results, arguments.plot)
-        print(f"picture: {arguments.plot}")
+        failures += exit_code(plot, results, arguments.plot)
     return 1 if failures else 0
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from hf_tps.plain_text import printable
 from hf_tps.training import arguments as flags
 from hf_tps.training import results as outcome
 from hf_tps.training.console import exit_code, start_logging
@@ -109,6 +110,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     seconds = time.perf_counter() - begun
     if not accelerator.is_main_process:
         return
+    if (predictions.labels < 0).all():
+        name, reason = next(iter(predictions.broken.items()))
+        raise ValueError(f"None of {len(videos)} videos can be read; one of them: {printable(name)}: {reason}")
     summary = summarize(predictions.scores, predictions.labels, class_names)
     num_clips = views.get("num_clips", processor.num_clips)
     num_crops = views.get("num_crops", processor.num_crops)

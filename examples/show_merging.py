@@ -9,9 +9,7 @@ first members lie to its centroid, for tokens that hold several frames.
 """
 
 import argparse
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,8 @@ from transformers import AutoConfig
 
 from hf_tps import STTMForVideoClassification, STTMModel, TPSVideoProcessor
 from hf_tps.token_merging import MergeState
+from hf_tps.training.console import exit_code, print_error
+from hf_tps.training.files import reading, whole_file
 
 COLUMNS = 8
 FILM_SUFFIXES = (".mp4", ".gif")
@@ -71,7 +71,8 @@ def load(name: str, keep_ratio: float | None) -> tuple[STTMModel, TPSVideoProces
 @torch.no_grad()
 def merge(video: str, model: STTMModel, processor: TPSVideoProcessor) -> tuple[np.ndarray, tuple[MergeState, ...]]:
     """A frame for each token over time, (T, height, width, 3) in 0 to 1, and the states before and after merging."""
-    clip = processor(video, num_clips=1, num_crops=1, return_tensors="pt").pixel_values
+    with reading(video):
+        clip = processor(video, num_clips=1, num_crops=1, return_tensors="pt").pixel_values
     states = model(clip.to(model.device), output_merge_states=True).merge_states
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
     frames = (clip[0] * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
@@ -157,7 +158,8 @@ def plot(frames: np.ndarray, states: tuple[MergeState, ...], title: str, path: P
         axes.set_xlim(0, width)
         axes.set_ylim(height, 0)
     figure.suptitle(title, fontsize=11)
-    save(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
+    with whole_file(path) as begun:
+        figure.savefig(begun, dpi=150, format="png")
     plt.close(figure)
 
 
@@ -166,11 +168,12 @@ def write_film(frames: np.ndarray, states: tuple[MergeState, ...], fps: int, pat
     panels = np.concatenate([frames] + [paint(frames, state)[:, : frames.shape[1]] for state in states[1:]], axis=2)
     panels = (panels * 255).round().astype(np.uint8)
     panels = panels[:, : panels.shape[1] // 2 * 2, : panels.shape[2] // 2 * 2]  # even sizes for H.264
-    save(path, lambda temporary: encode(panels, fps, temporary, path.suffix))
+    with whole_file(path) as begun:
+        encode(panels, fps, begun)
 
 
-def encode(panels: np.ndarray, fps: int, path: Path, suffix: str) -> None:
-    if suffix == ".gif":
+def encode(panels: np.ndarray, fps: int, path: Path) -> None:
+    if path.suffix == ".gif":
         from PIL import Image
 
         images = [Image.fromarray(panel) for panel in panels]
@@ -186,26 +189,22 @@ def encode(panels: np.ndarray, fps: int, path: Path, suffix: str) -> None:
         container.mux(stream.encode())
 
 
-def save(path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside the target and move it there: nothing half-written takes its name."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     source = arguments.model
     try:
-        model, processor = load(arguments.model, arguments.keep_ratio)
+        with reading(source):
+            model, processor = load(arguments.model, arguments.keep_ratio)
         source = arguments.video
         frames, states = merge(arguments.video, model.to(arguments.device), processor)
     except (ValueError, OSError) as error:
-        print(f"error: {source}: {error}", file=sys.stderr)
+        print_error(error, source)
         return 1
+    return exit_code(show, frames, states, arguments)
+
+
+def show(frames: np.ndarray, states: tuple[MergeState, ...], arguments: argparse.Namespace) -> None:
+    """The picture, and the film where one is wanted."""
     lengths = [state.sizes.shape[1] for state in states]
     print(f"tokens: {' -> '.join(map(str, lengths))} ({lengths[-1] / lengths[0]:.0%} are left)")
     plot(frames, states, Path(arguments.video).name, arguments.output)
@@ -213,7 +212,6 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.film is not None:
         write_film(frames, states, arguments.fps, arguments.film)
         print(f"film: {arguments.film}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -16,9 +16,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pathlib import Path  # noqa: E402
 
+import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+# The same examples in every run and on every machine; no limit of time, which a loaded machine would exceed.
+hypothesis.settings.register_profile("same_examples", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("same_examples")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_tps.frame_sampling import sample_frame_indices
 
@@ -206,3 +208,79 @@ def test_video_without_frames_is_refused():
 def test_unknown_setting_is_refused_with_what_is_allowed(setting, message):
     with pytest.raises(ValueError, match=message):
         sample_frame_indices(100, **{"num_frames": 8, **setting})
+
+
+# --- properties ------------------------------------------------------------------------------------------------------
+
+
+VIDEOS = st.integers(1, 2000)
+DENSE = st.fixed_dictionaries(
+    {
+        "sampling": st.just("dense"),
+        "num_frames": st.integers(1, 40),
+        "frame_interval": st.integers(1, 20),
+        "num_clips": st.integers(1, 10),
+        "clip_placement": st.sampled_from(["centre", "start"]),
+        "training": st.booleans(),
+    }
+)
+UNIFORM = st.fixed_dictionaries(
+    {
+        "sampling": st.just("uniform"),
+        "num_frames": st.integers(1, 40),
+        "num_clips": st.integers(1, 3),
+        "training": st.booleans(),
+    }
+)
+
+
+@given(
+    total=VIDEOS,
+    settings=st.one_of(DENSE, UNIFORM),
+    index_rule=st.sampled_from(["stride", "linspace"]),
+    past_end=st.sampled_from(["loop", "clamp"]),
+)
+def test_indices_are_frames_of_the_video(total, settings, index_rule, past_end):
+    indices = sample_frame_indices(total, index_rule=index_rule, past_end=past_end, **settings)
+    assert indices.dtype == np.int64
+    assert indices.shape == (settings["num_clips"], settings["num_frames"])
+    assert indices.min() >= 0
+    assert indices.max() < total
+    fits = total >= settings["num_frames"] * settings.get("frame_interval", 1)
+    if settings["sampling"] == "uniform" or past_end == "clamp" or fits:
+        assert (np.diff(indices) >= 0).all()
+    if not settings["training"] and settings["sampling"] == "dense":
+        assert (np.diff(indices[:, 0]) >= 0).all()
+
+
+@given(total=VIDEOS, settings=DENSE, past_end=st.sampled_from(["loop", "clamp"]))
+def test_a_strided_window_is_every_so_manyth_frame_from_its_start(total, settings, past_end):
+    for clip in sample_frame_indices(total, index_rule="stride", past_end=past_end, **settings).tolist():
+        expected = [clip[0]]
+        for _ in range(settings["num_frames"] - 1):
+            following = expected[-1] + settings["frame_interval"]
+            while following >= total and past_end == "loop":
+                following -= total
+            expected.append(min(following, total - 1))
+        assert clip == expected
+
+
+@given(total=VIDEOS, settings=DENSE, past_end=st.sampled_from(["loop", "clamp"]))
+def test_a_linspace_window_reaches_from_its_first_to_its_last_frame(total, settings, past_end):
+    span = settings["num_frames"] * settings["frame_interval"]
+    for clip in sample_frame_indices(total, index_rule="linspace", past_end=past_end, **settings).tolist():
+        if total >= span and settings["num_frames"] > 1:
+            # a start between two frames, cut to whole frames at both ends
+            assert span - 2 <= clip[-1] - clip[0] <= span
+            steps = np.diff(clip)
+            assert steps.max() - steps.min() <= 1
+
+
+@given(total=VIDEOS, settings=UNIFORM)
+def test_uniform_clips_take_one_frame_of_each_segment(total, settings):
+    borders = [round((total - 1) / settings["num_frames"] * place) for place in range(settings["num_frames"] + 1)]
+    for clip in sample_frame_indices(total, **settings).tolist():
+        assert all(first <= frame <= last for first, frame, last in zip(borders, clip, borders[1:], strict=False))
+    if not settings["training"]:
+        middle = sample_frame_indices(total, **settings | {"num_clips": 1}).tolist()[0]
+        assert middle == [(first + last) // 2 for first, last in zip(borders, borders[1:], strict=False)]

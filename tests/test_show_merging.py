@@ -1,5 +1,6 @@
 """The scripts around token merging, run as a user runs them."""
 
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,24 @@ def test_what_cannot_be_shown_is_said(work, capsys):
         with pytest.raises(SystemExit):
             show_merging.main(["clip.mp4", "--model", "plain", *arguments])
     assert not list(work.glob("*.png"))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_damaged_model_is_one_line(file, work, capsys):
+    (work / "plain" / file).write_bytes((work / "plain" / file).read_bytes()[:-100])
+    assert show_merging.main(["clip.mp4", "--model", "plain"]) == 1
+    assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("error: plain: ")]) == 1
+
+
+def test_a_picture_that_the_disk_cannot_hold_is_one_line_and_no_file(work, capsys):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        assert show_merging.main(["clip.mp4", "--model", "plain"]) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "error: merging.png cannot be written: " in capsys.readouterr().err
+    assert sorted(path.name for path in work.iterdir()) == ["clip.mp4", "plain"]
 
 
 def test_the_page_has_the_costs_that_are_counted(root):

@@ -3,6 +3,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import nn
 
 from hf_tps.token_merging import (
@@ -831,3 +833,60 @@ def test_what_does_not_fit_is_refused_with_what_is_needed():
     for message, attempt in refusals.items():
         with pytest.raises(ValueError, match=message):
             attempt()
+
+
+# --- properties of budgets -------------------------------------------------------------------------------------------
+
+
+BUDGETS = {
+    "groups": st.integers(1, 16),
+    "per_group": st.integers(1, 300),
+    "temporal_share": st.floats(0, 1),
+    "pair_groups": st.booleans(),
+}
+
+
+def budget_or_none(*arguments):
+    """None where one stage cannot merge so much, which is said with an error."""
+    try:
+        return merge_budget(*arguments)
+    except ValueError as error:
+        if "one stage with temporal_share" not in str(error):
+            raise
+        return None
+
+
+@given(**BUDGETS, keep_ratio=st.floats(0.01, 1))
+def test_a_budget_keeps_to_what_a_stage_can_do(groups, per_group, temporal_share, pair_groups, keep_ratio):
+    tokens = groups * per_group
+    budget = budget_or_none(tokens, groups, keep_ratio, temporal_share, pair_groups)
+    assume(budget is not None)
+    assert 0 <= budget.spatial <= per_group // 2
+    assert 0 <= budget.temporal <= per_group - budget.spatial
+    assert budget.groups_out in (groups, groups // 2)
+    assert budget.length_out == tokens - budget.spatial * groups - budget.temporal * (groups // 2)
+    assert budget.length_out % budget.groups_out == 0
+    assert budget.length_out > 0
+    assert abs(budget.length_out - keep_ratio * tokens) < groups + 0.5
+
+
+@given(**BUDGETS, keep_ratios=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)))
+def test_who_keeps_more_has_no_fewer_tokens(groups, per_group, temporal_share, pair_groups, keep_ratios):
+    few, many = (
+        budget_or_none(groups * per_group, groups, ratio, temporal_share, pair_groups) for ratio in sorted(keep_ratios)
+    )
+    assume(few is not None)
+    assert many is not None
+    assert few.length_out <= many.length_out
+
+
+@given(**BUDGETS, keep_ratio=st.floats(0.5, 1), stages=st.integers(1, 4))
+def test_stages_go_on_where_the_one_before_ended(groups, per_group, temporal_share, pair_groups, keep_ratio, stages):
+    try:
+        budgets = merge_budgets(groups * per_group, groups, keep_ratio, stages, temporal_share, pair_groups)
+    except ValueError:
+        assume(False)
+    assert budgets == merge_budgets(groups * per_group, groups, keep_ratio, stages, temporal_share, pair_groups)
+    for before, after in zip(budgets, budgets[1:], strict=False):
+        assert (after.length_in, after.groups_in) == (before.length_out, before.groups_out)
+        assert after.length_out <= before.length_out

@@ -1,5 +1,11 @@
 """Clips that hang on seed, epoch and place alone, broken videos, the cache of decoded frames."""
 
+import fcntl
+import json
+import math
+import os
+import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -7,6 +13,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import hf_tps
+from hf_tps import video_processing_tps
+from hf_tps.training import data, frame_cache
 from hf_tps.training.data import (
     IGNORED_LABEL,
     BrokenVideos,
@@ -16,6 +24,7 @@ from hf_tps.training.data import (
     collate,
 )
 from hf_tps.training.frame_cache import FrameCache
+from hf_tps.training.results import write_broken_videos
 from hf_tps.training.video_lists import read_class_folders
 from hf_tps.video_reading import read_video
 from tests.comparison import assert_close_to_spread
@@ -187,3 +196,121 @@ def test_the_cache_knows_broken_videos(half_broken, processor, tmp_path):
     assert "not a video" in dataset[(1, 0)]["broken"][0][1]
     assert dataset[(0, 0)]["pixel_values"].isfinite().all()
     assert set(COLOURS) == set(videos.class_names)
+
+
+@pytest.mark.parametrize(
+    "error", [IndexError("tuple index out of range"), RuntimeError("[enforce fail] not enough memory"), MemoryError()]
+)
+def test_whatever_reading_one_video_raises_is_a_broken_video_of_that_type(error, folder, processor, monkeypatch):
+    def read_with_a_fault(video, *arguments, **options):
+        if Path(video).match("blue/1.mp4"):
+            raise error
+        return read_video(video, *arguments, **options)
+
+    monkeypatch.setattr(data, "read_video", read_with_a_fault)
+    monkeypatch.setattr(video_processing_tps, "read_video", read_with_a_fault)
+    dataset = dataset_of(folder, processor)
+    for item in (dataset[(1, 0)], dataset[1]):
+        ((name, reason),) = item["broken"]
+        assert name == "blue/1.mp4"
+        assert reason.startswith(type(error).__name__)
+    assert dataset[(1, 0)]["index"] == 2
+    assert dataset[1]["labels"] == IGNORED_LABEL
+
+
+def test_an_error_of_the_program_is_shown_with_its_type_after_so_many_videos(folder, processor, monkeypatch):
+    monkeypatch.setattr(ClipReader, "training_clip", lambda *arguments: arguments[0].no_such_thing)
+    batch = collate([dataset_of(folder, processor)[(0, 0)]])
+    with pytest.raises(ValueError, match="None of 7 videos in a row can be read; .*AttributeError: .*no_such_thing"):
+        BrokenVideos("skip").check(batch)
+
+
+# --- damage to the cache of frames -----------------------------------------------------------------------------------
+
+
+def cut_frames(made):
+    (made / "frames.bin").write_bytes((made / "frames.bin").read_bytes()[:-1])
+
+
+def change_index(made):
+    (made / "index.json").write_text((made / "index.json").read_text().replace('"start": 0', '"start": 1'))
+
+
+def shorten_index(made):
+    entries = json.loads((made / "index.json").read_text())
+    size = math.prod(entries[-1]["shape"])
+    (made / "index.json").write_text(json.dumps(entries[:-1]))
+    (made / "frames.bin").write_bytes((made / "frames.bin").read_bytes()[:-size])
+
+
+HARM = {
+    "cut": cut_frames,
+    "no frames": lambda made: (made / "frames.bin").unlink(),
+    "no index": lambda made: (made / "index.json").unlink(),
+    "no JSON": lambda made: (made / "index.json").write_text("[{"),
+    "no list of videos": lambda made: (made / "index.json").write_text('{"start": 0}'),
+    "another place": change_index,
+    "one video less": shorten_index,
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_a_damaged_cache_is_made_anew_with_a_warning(harm, folder, tmp_path, caplog):
+    videos = read_class_folders(folder)
+    expected = [frames.clone() for frames in FrameCache.of(videos, tmp_path)]
+    (made,) = tmp_path.iterdir()
+    HARM[harm](made)
+    cache = FrameCache.of(videos, tmp_path)
+    assert "decoded anew" in caplog.text
+    assert all(torch.equal(*pair) for pair in zip(cache, expected, strict=True))
+    assert list(tmp_path.iterdir()) == [made]
+
+
+def test_two_that_make_the_same_cache_at_the_same_time_both_get_it(folder, tmp_path, monkeypatch):
+    videos = read_class_folders(folder)
+    decode_all = frame_cache._decode_all
+
+    def other_is_faster(*arguments):
+        monkeypatch.setattr(frame_cache, "_decode_all", decode_all)
+        FrameCache.of(videos, tmp_path)
+        decode_all(*arguments)
+
+    monkeypatch.setattr(frame_cache, "_decode_all", other_is_faster)
+    assert len(FrameCache.of(videos, tmp_path)) == len(videos)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_a_killed_writer_left_is_removed_and_that_of_a_living_one_stays(folder, tmp_path):
+    long_ago = time.time() - 1000
+    for name in ("killed", "living"):
+        (tmp_path / f".frames-{name}").mkdir()
+        (tmp_path / f".frames-{name}" / "frames.bin").write_bytes(b"some")
+        os.utime(tmp_path / f".frames-{name}" / "frames.bin", (long_ago, long_ago))
+    with open(tmp_path / ".frames-living" / "frames.bin", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        FrameCache.of(read_class_folders(folder), tmp_path)
+        assert [path.name for path in tmp_path.glob(".*")] == [".frames-living"]
+
+
+@pytest.mark.parametrize("kilobytes", [0, 0.1, 50])
+def test_a_full_disk_leaves_no_part_of_a_cache(kilobytes, folder, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(kilobytes * 1024), before[1]))
+    try:
+        with pytest.raises(OSError, match="frames-.* cannot be written: .*File too large"):
+            FrameCache.of(read_class_folders(folder), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_name_cannot_forge_a_line_of_the_log_or_of_the_list(tmp_path, processor, caplog):
+    write_colour_folders(tmp_path, (1, 1, 1))
+    (tmp_path / "blue" / "x\nerror: all is lost\x1b[2J.mp4").write_text("no video")
+    broken = BrokenVideos("skip")
+    broken.check(collate([dataset_of(tmp_path, processor)[(1, 0)]]))
+    write_broken_videos(tmp_path, broken.reasons)
+    for text in (caplog.text, (tmp_path / "broken_videos.txt").read_text()):
+        assert len([line for line in text.splitlines() if "all is lost" in line and "x\\nerror" in line]) >= 1
+        assert "\x1b" not in text
+        assert not any(line.startswith("error") for line in text.splitlines())

@@ -1,7 +1,10 @@
+import math
 import zlib
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_tps import TPSConfig
 from hf_tps.modeling_tps import TPSAttention
@@ -110,3 +113,41 @@ def test_temporal_resize_keeps_offset_zero_and_the_longest_offsets(source, targe
 
 def test_temporal_resize_to_the_same_size_changes_nothing():
     assert torch.equal(temporal_resize_matrix(6, 6, CPU), torch.eye(11))
+
+
+# --- properties ------------------------------------------------------------------------------------------------------
+
+
+LAYOUTS = {
+    "frames": st.integers(1, 6),
+    "height": st.integers(1, 20),
+    "width": st.integers(1, 20),
+    "window_size": st.integers(1, 8),
+    "shifted": st.booleans(),
+}
+
+
+@given(**LAYOUTS, pattern=st.sampled_from([None, *PATCH_SHIFT_PATTERNS.values()]))
+def test_every_token_is_in_exactly_one_place_of_the_windows(frames, height, width, window_size, shifted, pattern):
+    layout = window_layout(frames, height, width, window_size, shifted, pattern, CPU)
+    tokens = frames * height * width
+    grid = window_grid(height, width, window_size, shifted)
+    assert len(layout.gather) == frames * math.prod(grid.num_windows) * math.prod(grid.window)
+    taken = torch.bincount(layout.gather, minlength=tokens + 1)
+    assert (taken[:tokens] == 1).all()
+    assert taken[tokens] == len(layout.gather) - tokens  # the padding
+    assert torch.equal(layout.gather[layout.restore], torch.arange(tokens))
+
+
+@given(**LAYOUTS)
+def test_places_see_each_other_where_their_tokens_are_neighbours(frames, height, width, window_size, shifted):
+    layout = window_layout(frames, height, width, window_size, shifted, None, CPU)
+    grid = window_grid(height, width, window_size, shifted)
+    windows = layout.gather.view(frames, math.prod(grid.num_windows), math.prod(grid.window))
+    inside = windows < frames * height * width
+    rows, columns = windows // width % height, windows % width
+    near = (rows[..., :, None] - rows[..., None, :]).abs() < grid.window[0]
+    near &= (columns[..., :, None] - columns[..., None, :]).abs() < grid.window[1]
+    seen = torch.ones_like(near) if layout.mask is None else (layout.mask == 0).expand_as(near)
+    both = inside[..., :, None] & inside[..., None, :]
+    assert torch.equal(seen & both, near & both)

@@ -5,6 +5,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ..plain_text import printable
+from .files import is_file_error
+from .text import first_line
+
 
 def start_logging(main_process: bool) -> None:
     """Messages as plain lines; the other processes, and libraries that tell each of their steps, warn only."""
@@ -13,11 +17,22 @@ def start_logging(main_process: bool) -> None:
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
+def print_error(error: Exception, about: str = "") -> None:
+    """Say what went wrong, and with what; a library's advice on the lines after the first one is kept."""
+    lines = [first_line(error), *(printable(line) for line in str(error).splitlines()[1:])]
+    if not isinstance(error, ValueError | OSError):
+        lines = lines[:1]  # the rest is a trace of C++ functions
+    reason = "\n".join(lines)
+    print(f"error: {printable(about)}: {reason}" if about else f"error: {reason}", file=sys.stderr)
+
+
 def exit_code(work: Callable[..., None], *arguments: Any) -> int:
-    """Do a script's work and return its exit code: 1 for bad input, whose reason becomes one line."""
+    """Do a script's work and return its exit code: 1 for bad input, a bad file or a full disk, in one line."""
     try:
         work(*arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        if not is_file_error(error):
+            raise
+        print_error(error)
         return 1
     return 0

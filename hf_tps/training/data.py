@@ -6,7 +6,9 @@ Two promises:
   epoch and the clip's place in the epoch alone: not on the number of workers or processes, nor on whether the run was
   broken off in between.
 - **A broken video never ends a run by itself.** It is counted and named; in training another video takes its place, so
-  that all batches have one shape; in evaluation it is left out of the scores.
+  that all batches have one shape; in evaluation it is left out of the scores. Whatever exception the reading of one
+  video raises counts as a broken video: libraries have many. An error of the program, which every video would meet,
+  ends a training after `MAX_BROKEN_IN_A_ROW` of them; its type is in the message.
 """
 
 import logging
@@ -19,6 +21,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from ..frame_sampling import sample_frame_indices
+from ..plain_text import printable
 from ..video_processing_tps import SAMPLING_SETTINGS, TPSVideoProcessor
 from ..video_reading import read_video
 from .augmentation import ClipAugmentation
@@ -143,7 +146,7 @@ class VideoDataset(Dataset):
         try:
             pixel_values = self.clips.test_views(self.sources[key])
             return clip_item(pixel_values, self.labels[key], key, [])
-        except (ValueError, OSError) as error:
+        except Exception as error:
             broken = [(self.videos.names[key], first_line(error))]
             return clip_item(self._blank_views(), IGNORED_LABEL, key, broken)
 
@@ -154,7 +157,7 @@ class VideoDataset(Dataset):
             try:
                 pixel_values = self.clips.training_clip(self.sources[number], self.labels[number], seed)
                 return clip_item(pixel_values, self.labels[number], number, broken)
-            except (ValueError, OSError) as error:
+            except Exception as error:
                 broken.append((self.videos.names[number], first_line(error)))
         return clip_item(None, IGNORED_LABEL, index, broken)
 
@@ -266,11 +269,12 @@ class BrokenVideos:
             if name in self.reasons:
                 continue
             self.reasons[name] = reason
+            name = printable(name)
             if self.policy == "error":
                 raise ValueError(f"Broken video {name}: {reason} (on_broken_video='skip' goes on without it.)")
             logger.warning("broken video %s: %s", name, reason)
         if batch["pixel_values"] is None:
             raise ValueError(
-                f"None of {len(batch['broken'])} videos in a row can be read; the first: {batch['broken'][0][0]}: "
-                f"{batch['broken'][0][1]}"
+                f"None of {len(batch['broken'])} videos in a row can be read; the first: "
+                f"{printable(batch['broken'][0][0])}: {batch['broken'][0][1]}"
             )

@@ -1,9 +1,15 @@
 """Decoded frames on disk: small videos are decoded once, not in every epoch of every run."""
 
+import fcntl
 import hashlib
 import json
+import logging
+import math
 import os
+import secrets
 import shutil
+import time
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +19,15 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..video_reading import read_video
-from .text import first_line
+from .files import writing
+from .text import first_line, read_json
 from .video_lists import LabelledVideos
+
+logger = logging.getLogger(__name__)
+
+INDEX, FRAMES = "index.json", "frames.bin"
+# A writer has the lock of its file much sooner after it made it.
+SECONDS_TO_LOCK = 5
 
 
 class FrameCache:
@@ -22,11 +35,15 @@ class FrameCache:
 
     `cache[index]` is the video as uint8 (frames, 3, height, width), without copying; a video that could not be decoded
     raises the `ValueError` of its decoding. Meant for small videos: a minute of 340 x 256 takes 400 MB.
+
+    Raises:
+        ValueError: if index and bytes do not belong together. Bytes that changed in place are not noticed: reading all
+            of them at each start is what a cache is to save.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
-        self.entries = json.loads((self.folder / "index.json").read_text(encoding="utf-8"))
+        self.entries = _read_index(self.folder)
         self._bytes: np.memmap | None = None
 
     def __len__(self) -> int:
@@ -38,7 +55,7 @@ class FrameCache:
             raise ValueError(entry["error"])
         if self._bytes is None:
             # copy-on-write: torch wants memory that it may write to, the file stays as it is
-            self._bytes = np.memmap(self.folder / "frames.bin", np.uint8, mode="c")
+            self._bytes = np.memmap(self.folder / FRAMES, np.uint8, mode="c")
         size = int(np.prod(entry["shape"]))
         return torch.from_numpy(self._bytes[entry["start"] : entry["start"] + size]).view(entry["shape"])
 
@@ -52,6 +69,7 @@ class FrameCache:
 
         Raises:
             ValueError: if videos come as bytes rather than files, or the disk has no room for their frames.
+            OSError: if the cache cannot be written; nothing of it is left then.
         """
         key = hashlib.sha256()
         for source in videos.sources:
@@ -60,16 +78,59 @@ class FrameCache:
             state = os.stat(source) if os.path.isfile(source) else None
             key.update(repr((os.path.abspath(source), state and (state.st_size, state.st_mtime_ns))).encode())
         complete = Path(folder) / f"frames-{key.hexdigest()[:16]}"
-        if not complete.is_dir():
-            begun = complete.with_name(f".{complete.name}.{os.getpid()}")
-            begun.mkdir(parents=True)
+        if complete.is_dir():
             try:
+                return cls._of_as_many(videos, complete)
+            except (ValueError, OSError) as error:
+                logger.warning("%s The videos are decoded anew.", error)
+                shutil.rmtree(complete, ignore_errors=True)
+        _remove_abandoned(Path(folder))
+        begun = complete.with_name(f".{complete.name}.{secrets.token_hex(4)}")
+        try:
+            with writing(complete):
+                begun.mkdir(parents=True)
                 _decode_all(videos, begun, num_workers)
-                if not complete.is_dir():  # another process may have been faster
+                try:
                     begun.rename(complete)
-            finally:
-                shutil.rmtree(begun, ignore_errors=True)
-        return cls(complete)
+                except OSError:
+                    if not complete.is_dir():  # else another process was faster
+                        raise
+        finally:
+            shutil.rmtree(begun, ignore_errors=True)
+        return cls._of_as_many(videos, complete)
+
+    @classmethod
+    def _of_as_many(cls, videos: LabelledVideos, folder: Path) -> "FrameCache":
+        cache = cls(folder)
+        if len(cache) != len(videos):
+            raise ValueError(f"{folder} is damaged: it holds {len(cache)} of {len(videos)} videos.")
+        return cache
+
+
+def _read_index(folder: Path) -> list[dict]:
+    entries = read_json(folder / INDEX)
+    try:
+        sizes = [math.prod(entry["shape"]) for entry in entries if "error" not in entry]
+        starts = [entry["start"] for entry in entries if "error" not in entry]
+        fits = starts == [0, *accumulate(sizes)][:-1] and sum(sizes) == (folder / FRAMES).stat().st_size
+    except (TypeError, KeyError, FileNotFoundError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{folder} is damaged: its {INDEX} does not fit its {FRAMES}.")
+    return entries
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what processes left behind that died while they decoded: nobody holds the lock of their file."""
+    for begun in folder.glob(".frames-*"):
+        try:
+            with open(begun / FRAMES, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # One that has just begun may not have its lock yet.
+                if time.time() - os.fstat(file.fileno()).st_mtime > SECONDS_TO_LOCK:
+                    shutil.rmtree(begun, ignore_errors=True)
+        except OSError:  # locked, or gone in the meantime
+            continue
 
 
 class _WholeVideos(Dataset):
@@ -82,7 +143,7 @@ class _WholeVideos(Dataset):
     def __getitem__(self, index: int) -> torch.Tensor | str:
         try:
             return read_video(self.videos.sources[index])[0]
-        except (ValueError, OSError) as error:
+        except Exception as error:  # see `data`: whatever one video makes a library raise
             return first_line(error)
 
 
@@ -90,7 +151,8 @@ def _decode_all(videos: LabelledVideos, folder: Path, num_workers: int) -> None:
     entries: list[dict[str, Any]] = []
     position = 0
     loader = DataLoader(_WholeVideos(videos), batch_size=None, num_workers=num_workers, generator=torch.Generator())
-    with open(folder / "frames.bin", "wb") as file:
+    with open(folder / FRAMES, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         for done, frames in enumerate(tqdm(loader, desc="decoding", unit="video", disable=None), start=1):
             if isinstance(frames, str):
                 entries.append({"error": frames})
@@ -106,4 +168,4 @@ def _decode_all(videos: LabelledVideos, folder: Path, num_workers: int) -> None:
                         f"{free / 2**30:.1f} GiB: keep them on a larger disk, or do without a cache of frames."
                     )
             file.write(data)
-    (folder / "index.json").write_text(json.dumps(entries), encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps(entries), encoding="utf-8")

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import IterableDataset
 
 from .class_names import default_class_names
-from .data import IGNORED_LABEL, ClipReader, clip_item, clip_seed
+from .data import IGNORED_LABEL, MAX_BROKEN_IN_A_ROW, ClipReader, clip_item, clip_seed
 from .text import first_line
 from .video_lists import LABEL_COLUMNS, LabelledVideos
 
@@ -153,8 +153,11 @@ class StreamedVideos(IterableDataset):
                     pixel_values = self.clips.training_clip(
                         _path_or_bytes(row[self.video_column]), int(row[self.label_column]), seed
                     )
-                except (ValueError, OSError) as error:
+                except Exception as error:  # see `data`: whatever one video makes a library raise
                     broken.append((name, first_line(error)))
+                    if len(broken) == MAX_BROKEN_IN_A_ROW:
+                        yield clip_item(None, IGNORED_LABEL, -1, broken)
+                        broken = []
                     continue
                 given += 1
                 yield clip_item(pixel_values, int(row[self.label_column]), -1, broken)

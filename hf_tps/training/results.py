@@ -14,7 +14,9 @@ import numpy as np
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
+from ..plain_text import printable
 from ..video_processing_tps import TPSVideoProcessor
+from .files import whole_file, writing
 from .metrics import confusion_matrix, draw_confusion_matrix
 
 logger = logging.getLogger(__name__)
@@ -33,17 +35,15 @@ def _plain(value: Any) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write the whole file or none of it."""
-    begun = path.with_name(f".{path.name}.{os.getpid()}")
-    begun.write_text(json.dumps(_plain(content), indent=2) + "\n", encoding="utf-8")
-    os.replace(begun, path)
+    with whole_file(path) as begun:
+        begun.write_text(json.dumps(_plain(content), indent=2) + "\n", encoding="utf-8")
 
 
 def write_scores(
     path: Path, names: Sequence[str], labels: np.ndarray, scores: np.ndarray, class_names: Sequence[str]
 ) -> None:
     """One line for each video: name, true class, predicted class, then the score of every class. Empty: unreadable."""
-    begun = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(begun, "w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as begun, open(begun, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["video", "label", "prediction", *class_names])
         for name, label, values in zip(names, labels, scores, strict=True):
@@ -52,13 +52,13 @@ def write_scores(
             else:
                 rounded = [f"{value:.6g}" for value in values]
                 writer.writerow([name, class_names[label], class_names[int(np.argmax(values))], *rounded])
-    os.replace(begun, path)
 
 
 def write_confusion_matrix(folder: Path, scores: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> bool:
     """`confusion_matrix.png`, if matplotlib is there; whether it was drawn."""
     try:
-        draw_confusion_matrix(confusion_matrix(scores, labels), class_names, folder / "confusion_matrix.png")
+        with whole_file(folder / "confusion_matrix.png") as begun:
+            draw_confusion_matrix(confusion_matrix(scores, labels), class_names, begun)
     except ImportError:
         logger.warning("matplotlib is not installed: no picture of the confusion matrix.")
         return False
@@ -70,8 +70,9 @@ def write_broken_videos(folder: Path, broken: dict[str, str]) -> None:
     if not broken:
         return
     path = folder / "broken_videos.txt"
-    lines = [f"{name}\t{reason}\n" for name, reason in sorted(broken.items())]
-    path.write_text("".join(lines), encoding="utf-8")
+    lines = [f"{printable(name)}\t{reason}\n" for name, reason in sorted(broken.items())]
+    with whole_file(path) as begun:
+        begun.write_text("".join(lines), encoding="utf-8")
     logger.warning("%d broken videos, listed in %s", len(lines), path)
 
 
@@ -85,12 +86,15 @@ def save_model(folder: Path, model: PreTrainedModel, processor: TPSVideoProcesso
     """Weights, config with class names, code and processor; no file is ever half-written under its own name."""
     begun = folder / ".saving"
     shutil.rmtree(begun, ignore_errors=True)
-    model.save_pretrained(begun)
-    processor.save_pretrained(begun)
-    # The config last: without it the folder is no model.
-    for path in sorted(begun.iterdir(), key=lambda path: path.name == "config.json"):
-        os.replace(path, folder / path.name)
-    begun.rmdir()
+    try:
+        with writing(folder):
+            model.save_pretrained(begun)
+            processor.save_pretrained(begun)
+            # The config last: without it the folder is no model.
+            for path in sorted(begun.iterdir(), key=lambda path: path.name == "config.json"):
+                os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(begun, ignore_errors=True)
 
 
 def push_to_hub(folder: Path, repo_id: str, private: bool) -> str:
@@ -161,7 +165,8 @@ def write_model_card(
     lines += ["```", "", "## Training", "", "| flag | value |", "|---|---|"]
     lines += [f"| {key} | `{value}` |" for key, value in settings.items() if value not in (None, [], "", False)]
     lines += ["", f"Licence: {license_id}.", ""]
-    ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n" + "\n".join(lines)).save(folder / "README.md")
+    with whole_file(folder / "README.md") as begun:
+        ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n" + "\n".join(lines)).save(begun)
 
 
 def without_paths(arguments: dict) -> dict:

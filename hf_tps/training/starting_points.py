@@ -18,7 +18,9 @@ from ..modeling_tps import TPSForVideoClassification
 from ..modeling_video_shift import VideoShiftForVideoClassification
 from ..modeling_xvit import XViTForVideoClassification
 from ..video_processing_tps import TPSVideoProcessor
+from .files import reading
 from .published import NORMALISATION_WITHOUT_A_FILE, short_side
+from .text import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +73,15 @@ def load_config(name_or_path: str, trust_remote_code: bool = False, **overrides:
     """A config from a folder, a JSON file or the Hub, with some of its fields changed.
 
     Raises:
-        ValueError: if a field does not exist.
+        ValueError: if a field does not exist, or the file is no config.
     """
-    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    with reading(name_or_path):
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
     unknown = sorted(name for name in overrides if not hasattr(config, name))
     if unknown:
         raise ValueError(f"{unknown} are no fields of {type(config).__name__}.")
-    return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **overrides)
+    with reading(name_or_path):
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **overrides)
 
 
 def load_model(
@@ -111,13 +115,15 @@ def load_model(
         config = load_config(source, trust_remote_code, **overrides, **_label_fields(class_names))
         return AutoModelForVideoClassification.from_config(config, trust_remote_code=trust_remote_code, **loading)
     if from_image is not None:
-        model = FROM_IMAGE[from_image].from_image_pretrained(
-            source, num_labels=len(class_names), **overrides, **loading
-        )
+        with reading(source):
+            model = FROM_IMAGE[from_image].from_image_pretrained(
+                source, num_labels=len(class_names), **overrides, **loading
+            )
         for name, value in _label_fields(class_names).items():
             setattr(model.config, name, value)
         return model
-    return _load_video_checkpoint(source, class_names, sttm_keep_ratio, overrides, loading, trust_remote_code)
+    with reading(source):
+        return _load_video_checkpoint(source, class_names, sttm_keep_ratio, overrides, loading, trust_remote_code)
 
 
 def _checked_source(
@@ -226,7 +232,10 @@ def _saved_settings(name_or_path: str) -> dict:
         except OSError:
             found = None
         if found:
-            return json.loads(Path(found).read_text(encoding="utf-8"))
+            settings = read_json(found)
+            if not isinstance(settings, dict):
+                raise ValueError(f"{found} must hold a JSON object, the settings of a processor.")
+            return settings
     return {}
 
 

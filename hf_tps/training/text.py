@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..plain_text import printable
+
 
 def read_text(path: str | Path) -> str:
     """The text of a file in UTF-8, with or without a byte order mark.
@@ -36,8 +38,11 @@ def read_json(path: str | Path) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """What went wrong, in one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What went wrong, in one line; with the type, where it is not one that says bad input."""
+    line = printable((str(error).splitlines() or [""])[0], limit=1000)
+    if line and isinstance(error, ValueError | OSError):
+        return line
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
 def some(items: Sequence[Any], limit: int = 5) -> str:
