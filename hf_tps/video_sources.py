@@ -130,7 +130,7 @@ class _HttpOnlyRedirects(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> urllib.request.Request | None:
         if urllib.parse.urlsplit(newurl).scheme not in ("http", "https"):
-            raise urllib.error.URLError(f"redirected to {without_query(newurl)}, which is not http(s)")
+            raise urllib.error.URLError("redirected to what is not http(s)")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

@@ -5,6 +5,7 @@ frames that come out of it; where a part of the file is damaged that was not dec
 times that the container promised.
 """
 
+import collections
 import ctypes
 import functools
 import io
@@ -205,9 +206,10 @@ class Shown(NamedTuple):
     signs: int  # errors and pictures that the decoder calls corrupt
 
 
-def plain_decode(data: bytes, container_format: str) -> Shown:
-    """Everything that decodes, from start to end."""
+def plain_decode(data: bytes, container_format: str, held: int = 0) -> Shown:
+    """Everything that decodes, from start to end; the decoder does not get its last `held` frames back."""
     frames, times, signs = [], [], 0
+    last = collections.deque(maxlen=held)
     with av.open(io.BytesIO(data), format=container_format, metadata_errors="replace") as container:
         streams = [
             stream for stream in container.streams.video if not stream.disposition & stream.disposition.attached_pic
@@ -226,6 +228,7 @@ def plain_decode(data: bytes, container_format: str) -> Shown:
                 signs += 1
                 continue
             for frame in decoded:
+                last.append(frame)
                 signs += frame.is_corrupt
                 times.append(frame.pts)
                 pixels = frame.reformat(format="rgb24", threads=1, **size).to_ndarray()
@@ -328,16 +331,18 @@ def compare(answer: Answer, shown: Shown, healthy: list[np.ndarray], unknowable:
 
 
 def made_up(data: bytes, container_format: str) -> set[int]:
-    """Numbers of the frames in which FFmpeg shows memory that was never written, as it does for some damage.
+    """Numbers of the frames in which FFmpeg shows what was in memory before, as it does for some damage.
 
-    Nobody can tell from outside (docs/video_input.md).
+    Nobody can tell from outside (docs/video_input.md). Here the memory is changed: what it holds when it is handed out,
+    and which buffers of earlier frames are taken again.
     """
-    fill_new_memory(0x11)
-    one = plain_decode(data, container_format).frames
-    fill_new_memory(0xEE)
-    other = plain_decode(data, container_format).frames
-    fill_new_memory(0)
-    return {number for number, pair in enumerate(zip(one, other, strict=True)) if not np.array_equal(*pair)}
+    first = plain_decode(data, container_format).frames
+    numbers = set()
+    for byte, held in ((0x11, 0), (0xEE, 1), (0, 2), (0, 5)):
+        fill_new_memory(byte)
+        other = plain_decode(data, container_format, held).frames
+        numbers |= {number for number, pair in enumerate(zip(first, other, strict=True)) if not np.array_equal(*pair)}
+    return numbers
 
 
 def fill_new_memory(byte: int) -> None:
