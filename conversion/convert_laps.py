@@ -32,7 +32,7 @@ from conversion.common import (
     strip_prefix,
 )
 from hf_tps import LAPSConfig, LAPSForVideoClassification
-from hf_tps.checkpoint_reading import Checkpoint, read_torch_file, unwrap_state_dict
+from hf_tps.checkpoint_reading import Checkpoint, unwrap_state_dict
 from hf_tps.image_weights import (
     is_visformer,
     original_visformer_name,
@@ -43,6 +43,7 @@ from hf_tps.image_weights import (
     vit_image_fields,
 )
 from hf_tps.modeling_laps import laps_names_of_vit_fields
+from hf_tps.torch_files import read_torch_file
 from hf_tps.training.published import data_sets_of
 
 # The release numbers the classes of Kinetics-400 in an order of its own
@@ -70,7 +71,7 @@ def convert(arguments: argparse.Namespace) -> Converted:
     """
     source = arguments.checkpoint
     loaded = read_torch_file(source)
-    state_dict = unwrap_state_dict(loaded, ("state_dict", "model"), str(source))
+    state_dict = unwrap_state_dict(loaded, ("state_dict", "model"), source)
     check_layout(list(state_dict), ("laps", "vit"), source)
     bare = strip_prefix(state_dict, "module.")
     if any(key.startswith("base_model.") for key in bare):

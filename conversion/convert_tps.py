@@ -30,7 +30,7 @@ from conversion.common import (
     strip_prefix,
 )
 from hf_tps import TPSConfig, TPSForVideoClassification
-from hf_tps.checkpoint_reading import Checkpoint, read_torch_file, unwrap_state_dict
+from hf_tps.checkpoint_reading import Checkpoint, unwrap_state_dict
 from hf_tps.image_weights import (
     flatten_projection,
     infer_swin_sizes,
@@ -40,6 +40,7 @@ from hf_tps.image_weights import (
     swin_image_fields,
 )
 from hf_tps.temporal_shift import PATCH_SHIFT_PATTERNS
+from hf_tps.torch_files import read_torch_file
 from hf_tps.training.published import data_sets_of
 from hf_tps.window_layout import relative_position_index
 
@@ -56,7 +57,7 @@ def convert(arguments: argparse.Namespace) -> Converted:
     """
     source = arguments.checkpoint
     loaded = read_torch_file(source)
-    state_dict = strip_prefix(unwrap_state_dict(loaded, ("state_dict", "model"), str(source)), "module.")
+    state_dict = strip_prefix(unwrap_state_dict(loaded, ("state_dict", "model"), source), "module.")
     check_layout(list(state_dict), ("tps",), source)
 
     embedding = state_dict.get("backbone.patch_embed.proj.weight", state_dict.get("patch_embed.proj.weight"))

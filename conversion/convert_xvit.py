@@ -32,12 +32,13 @@ from conversion.common import (
     strip_prefix,
 )
 from hf_tps import XViTConfig, XViTForVideoClassification
-from hf_tps.checkpoint_reading import Checkpoint, read_torch_file, unwrap_state_dict
+from hf_tps.checkpoint_reading import Checkpoint, unwrap_state_dict
 from hf_tps.image_weights import (
     resize_vit_positions,
     timm_vit_name,
     vit_image_fields,
 )
+from hf_tps.torch_files import read_torch_file
 from hf_tps.training.published import data_sets_of
 
 # Tests of the release (configs/Kinetics, configs/SSv2) by data set, and that of an unknown one
@@ -58,7 +59,7 @@ def convert(arguments: argparse.Namespace) -> Converted:
     """
     source = arguments.checkpoint
     loaded = read_torch_file(source)
-    state_dict = unwrap_state_dict(loaded, ("model_state", "state_dict_ema", "state_dict", "model"), str(source))
+    state_dict = unwrap_state_dict(loaded, ("model_state", "state_dict_ema", "state_dict", "model"), source)
     state_dict = strip_prefix(state_dict, "module.")
     if check_layout(list(state_dict), ("xvit", "vit"), source) == "vit":
         return convert_image_checkpoint(state_dict, arguments)

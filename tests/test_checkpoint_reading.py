@@ -13,7 +13,7 @@ from tests import micro_models
 
 @pytest.fixture
 def weights() -> dict[str, torch.Tensor]:
-    return {"backbone.weight": torch.randn(3, 4), "backbone.bias": torch.arange(3)}
+    return {"backbone.weight": torch.randn(3, 4), "backbone.bias": torch.randn(3).half()}
 
 
 def assert_same(state_dict: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .text import read_json, read_text, some
+from ..text_files import read_json, read_text
+from .text import some
 
 NO_FLIP_PRESETS = {
     # Exactly Something-Something-v2's six classes that a mirror turns into another one (86, 87, 93, 94, 166, 167).
