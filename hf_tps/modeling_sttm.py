@@ -279,7 +279,8 @@ class STTMModel(STTMPreTrainedModel):
 
     def __init__(self, config: STTMConfig):
         super().__init__(config)
-        plan = config.validate_architecture()
+        config.validate_architecture()
+        plan = config.merge_plan()
         self.backbone, self.pooler = build_backbone(config)
         self.sttm_stages = nn.ModuleList(STTMStage(config) for _ in plan.merge_layers if config.learned)
         self.merging = plug_merging(self, plan, self.sttm_stages or None)
