@@ -2,6 +2,7 @@
 """Text and JSON from files that others wrote: of a bounded size, every failure one sentence that names the file."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -39,7 +40,11 @@ def read_text(path: str | Path, largest: int = LARGEST_TEXT) -> str:
 
 
 def read_json(path: str | Path, largest: int = LARGEST_TEXT) -> Any:
-    """What a JSON file holds: `read_text` says of what size. NaN and Infinity, which are no JSON, are refused.
+    """What a JSON file holds. NaN and Infinity, which are no JSON, and names that stand twice are refused.
+
+    Args:
+        path: the file.
+        largest: bytes that it may have.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -47,7 +52,7 @@ def read_json(path: str | Path, largest: int = LARGEST_TEXT) -> Any:
     """
     text = read_text(path, largest)
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError(f"{printable(path)} is no JSON that can be read: it is nested too deep.") from None
     except ValueError as error:
@@ -56,3 +61,11 @@ def read_json(path: str | Path, largest: int = LARGEST_TEXT) -> Any:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the name {printable(repr(twice), 80)} stands twice in one object")
+    return content
