@@ -2,6 +2,7 @@
 """Tensors and config of any checkpoint, image or video, read as data: no code of the file is ever run."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,16 @@ def unwrap_state_dict(loaded: dict, wrappers: tuple[str, ...], path: str | Path)
             + (f"the entries {others[:5]} are no tensors." if others else "it is empty.")
         )
     check_tensors(loaded, path)
-    return loaded
+    return _with_numbers_of_their_own(loaded)
+
+
+def _with_numbers_of_their_own(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of which no two share memory: two weights of a model that do would be trained as one."""
+    times = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values() if tensor.numel())
+    return {
+        name: tensor.clone() if times[tensor.untyped_storage().data_ptr()] > 1 else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def check_tensors(tensors: dict[str, torch.Tensor], path: str | Path) -> None:

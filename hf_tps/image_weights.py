@@ -245,8 +245,13 @@ def resize_bias_table(table: torch.Tensor, window_size: int) -> torch.Tensor:
 
     Returns:
         ((2 * window_size - 1)^2, heads).
+
+    Raises:
+        ValueError: for a table of another shape.
     """
-    source, target = math.isqrt(table.shape[0]), 2 * window_size - 1
+    source, target = math.isqrt(table.shape[0] if table.ndim == 2 else 0), 2 * window_size - 1
+    if source < 1 or source**2 != table.shape[0]:
+        raise ValueError(f"A bias table of shape {tuple(table.shape)} belongs to no square window.")
     if source == target:
         return table
     picture = table.t().reshape(1, -1, source, source).float()

@@ -74,7 +74,9 @@ def read_torch_file(path: str | Path) -> dict:
 
 
 def _first_line(error: Exception) -> str:
-    return printable((str(error).splitlines() or [type(error).__name__])[0])
+    # torch puts its own reason behind the advice to read the file without any guard, which is not ours
+    reason = str(error).rpartition("WeightsUnpickler error: ")[2]
+    return printable((reason.splitlines() or [type(error).__name__])[0])
 
 
 def _check_before_reading(path: Path) -> None:
