@@ -501,7 +501,7 @@ def _compare(folder: Path, right: Right, wrapper: str, must: str | None) -> tupl
         if other or weights.keys() != right.weights.keys() or settings != right.settings:
             return Outcome.WRONG, f"other weights {other} or settings {settings}"
         return Outcome.RIGHT, ""
-    in_file = torch.load(folder / "original.pth", weights_only=True)
+    in_file = torch.load(folder / "original.pth", map_location="cpu", weights_only=True)
     in_file = in_file.get(wrapper, in_file)
     resized = settings["config"]["image_size"] != right.settings["config"]["image_size"]
     for name, key in right.source_of.items():
@@ -516,7 +516,8 @@ def _compare(folder: Path, right: Right, wrapper: str, must: str | None) -> tupl
 def _check(family: str, layout: str, kind: str, broken: str, seed: str, folder: Path) -> tuple[Outcome, str]:
     rng = Random(seed)
     original, right = copy.deepcopy(_original(family, layout)), right_answer(family, layout)
-    change, old_format = None, False
+    change: Callable[[bytearray], None] | None = None
+    old_format = False
     if kind == "tensors":
         apply, must = TENSORS[broken]
         apply(original, rng)
@@ -524,23 +525,17 @@ def _check(family: str, layout: str, kind: str, broken: str, seed: str, folder: 
     elif kind == "bytes":
         damage, must = BYTES[broken]
         old_format = damage not in (_deflated, _deep_pickle) and rng.random() < 0.3
-        must = None if old_format and must == ERROR and damage in (_cut, _cut_out) else must
-
-        def change(content: bytearray) -> None:
-            damage(content, rng)
+        change = functools.partial(damage, rng=rng)
     elif kind == "settings":
         section, entry, value, must = SETTINGS[broken]
         _set(original, section, entry, value)
     else:
         name, make, must = LABELS[broken]
-        labels = make(right.settings["config"].get("num_labels") or right.weights["classifier.bias"].numel())
-        original.labels = name, labels if isinstance(labels, bytes) else _as_text(name, labels)
+        labels = make(right.weights["classifier.bias"].numel())
+        text = labels if isinstance(labels, bytes | str) else json.dumps(labels)
+        original.labels = name, text if isinstance(text, bytes) else text.encode()
     arguments = _write(folder, original, change, old_format)
     return _judge(folder, ORIGINALS[family][0], arguments, right, original.wrapper, must)
-
-
-def _as_text(name: str, labels: object) -> bytes:
-    return (labels if name.endswith(".txt") else json.dumps(labels)).encode()
 
 
 def _set(original: Original, section: str | None, entry: str, value: object) -> None:
