@@ -1,26 +1,34 @@
 """What every converter shares: the command line, class names, and writing a checked folder in one step."""
 
 import argparse
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
 
 import hf_tps
+from hf_tps.configuration_base import check_num_labels as check_number_of_classes
+from hf_tps.plain_text import printable
 from hf_tps.training.class_names import read_class_names
 from hf_tps.training.published import NUM_CLASSES, InputSettings
 
 HEADS_FLAG = "--num_attention_heads"
+# A model may need so many times the bytes of its file: another number of frames or pixels, a new head of many classes.
+LARGEST_GROWTH, SMALL_MODEL_BYTES = 16, 64 * 2**20
+LONGEST_MESSAGE = 4000
 LABELS_FOLDER = Path(__file__).parent / "labels"
 # Names of data sets whose class lists are in conversion/labels/, with the short names that --recipe knows
 KNOWN_LABELS = {
@@ -98,16 +106,35 @@ def run(convert: Callable[[argparse.Namespace], Converted], arguments: argparse.
         if arguments.push_to_hub:
             push(arguments.output_dir, arguments.push_to_hub)
     except (ValueError, OSError, StrictDataclassError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return refuse(arguments, str(error))
+    except Exception as error:  # whatever a file can bring about, it is one sentence
+        return refuse(
+            arguments,
+            f"{type(error).__name__}: {error} - this is a bug in hf_tps or a damaged file. Please report it, with the "
+            "command and the file.",
+        )
     return 0
 
 
+def refuse(arguments: argparse.Namespace, message: str) -> int:
+    """Print one line that names the file; the exit code."""
+    message = printable(" ".join(message.split()), LONGEST_MESSAGE)
+    given = (arguments.checkpoint, arguments.original_config, arguments.labels, arguments.output_dir)
+    if not any(printable(path) in message for path in given if path is not None):
+        message = f"{printable(arguments.checkpoint)}: {message}"
+    print(f"error: {message}", file=sys.stderr)
+    return 1
+
+
 def warn(message: str) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {printable(message, LONGEST_MESSAGE)}", file=sys.stderr)
 
 
 def check_output_dir(output_dir: Path, overwrite: bool) -> None:
+    try:
+        output_dir.resolve()
+    except (RuntimeError, OSError):
+        raise ConversionError(f"--output_dir {output_dir} is a symbolic link that leads in a circle.") from None
     if output_dir.exists() and not output_dir.is_dir():
         raise ConversionError(f"--output_dir {output_dir} is a file; give a folder.")
     if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
@@ -157,25 +184,34 @@ def check_layout(keys: list[str], wanted: tuple[str, ...], source: str | Path) -
     raise ConversionError(f"{source} is a checkpoint of the family {layout!r}; use conversion/convert_{layout}.py.")
 
 
-def read_yaml(text: str, source: str | Path) -> dict:
-    """The release's own config; nothing in it is run.
+def model_shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig, source: Path) -> dict[str, torch.Size]:
+    """Names and shapes of all tensors that the model saves.
 
     Raises:
-        ConversionError: if it is no YAML, or no mapping.
+        ConversionError: if they need far more memory than the checkpoint has bytes.
     """
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConversionError(f"{source} is no plain YAML: {' '.join(str(error).split())[:200]}") from None
-    if not isinstance(config, dict):
-        raise ConversionError(f"{source} holds no settings (sections with names and values).")
-    return config
-
-
-def model_shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, torch.Size]:
-    """Names and shapes of all tensors that the model saves."""
     with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in model_class(config).state_dict().items()}
+        shapes = {name: tensor.shape for name, tensor in model_class(config).state_dict().items()}
+    needed, held = 4 * sum(shape.numel() for shape in shapes.values()), source.stat().st_size
+    if needed > LARGEST_GROWTH * held + SMALL_MODEL_BYTES:
+        raise ConversionError(
+            f"{source} has {held:,} bytes, but the model of these sizes would need {needed:,}: {config.num_frames} "
+            f"frames of {config.image_size} pixels, {config.num_labels} classes. Ask for less, or look at the config."
+        )
+    return shapes
+
+
+def num_classes(weight: torch.Tensor, source: Path) -> int:
+    """Classes of the classifier that a video checkpoint has.
+
+    Raises:
+        ConversionError: if its weight is no matrix with a row for each class.
+    """
+    if weight.ndim != 2 or weight.numel() == 0:
+        raise ConversionError(
+            f"{source}: the weight of the classifier has shape {tuple(weight.shape)}; (classes, channels) is needed."
+        )
+    return weight.shape[0]
 
 
 def check_num_labels(arguments: argparse.Namespace, num_labels: int) -> None:
@@ -202,7 +238,9 @@ def new_head_labels(arguments: argparse.Namespace, known: dict[str, str]) -> int
         ConversionError: if neither --num_labels nor --recipe nor --labels tells.
     """
     if arguments.num_labels or arguments.data_set:
-        return arguments.num_labels or NUM_CLASSES[arguments.data_set]
+        num_labels = arguments.num_labels or NUM_CLASSES[arguments.data_set]
+        check_number_of_classes(num_labels)
+        return num_labels
     if arguments.labels:
         return len(read_labels(arguments.labels, known))
     raise ConversionError(
@@ -322,28 +360,72 @@ def write_folder(converted: Converted, arguments: argparse.Namespace) -> None:
     """Write model, processor, model card and code to a temporary folder, load it back, then move it into place.
 
     Raises:
-        ConversionError: if what was loaded back is not what was converted.
+        ConversionError: if what was loaded back is not what was converted, or if there is no room to write it.
     """
-    output_dir: Path = arguments.output_dir
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
+    output_dir = arguments.output_dir.resolve()  # where a symbolic link leads
     try:
-        torch.manual_seed(0)  # for the classifier of an image checkpoint, the one part that may be new
-        model = converted.model_class.from_pretrained(
-            None, config=converted.config, state_dict=dict(converted.state_dict), dtype=torch.float32
-        )
-        model.save_pretrained(staging)
-        hf_tps.TPSVideoProcessor(**converted.processor_settings).save_pretrained(staging)
-        (staging / "README.md").write_text(model_card(converted, arguments), encoding="utf-8")
-        check_written(staging, model, converted.state_dict)
-        move_into_place(staging, output_dir)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        output_dir.parent.mkdir(parents=True, exist_ok=True)
+        with staging_folder(output_dir) as staging:
+            torch.manual_seed(0)  # for the classifier of an image checkpoint, the one part that may be new
+            model = converted.model_class.from_pretrained(
+                None, config=converted.config, state_dict=dict(converted.state_dict), dtype=torch.float32
+            )
+            model.save_pretrained(staging)
+            hf_tps.TPSVideoProcessor(**converted.processor_settings).save_pretrained(staging)
+            (staging / "README.md").write_text(model_card(converted, arguments), encoding="utf-8")
+            check_written(staging, model, converted.state_dict)
+            move_into_place(staging, output_dir)
+    except (OSError, SafetensorError) as error:
+        raise ConversionError(f"{arguments.output_dir} could not be written: {error}") from error
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{arguments.checkpoint}: {converted.kind}, {parameters:,} parameters, {converted.config.num_labels} classes")
+    shown = printable(arguments.checkpoint)
+    print(f"{shown}: {converted.kind}, {parameters:,} parameters, {converted.config.num_labels} classes")
     for note in converted.notes:
         print(f"  note: {note}")
-    print(f"written to {output_dir}, loaded back without a missing, unexpected or changed tensor")
+    print(f"written to {printable(arguments.output_dir)}, loaded back without a missing, unexpected or changed tensor")
+
+
+@contextmanager
+def staging_folder(output_dir: Path) -> Iterator[Path]:
+    """A folder beside `output_dir` for the time of a conversion, gone after it; those of killed conversions go too.
+
+    Whoever owns a folder holds a lock on it until the process ends, so that a folder without a lock is nobody's. A
+    lock on the parent keeps another conversion from finding the folder before its own lock is there.
+    """
+    prefix = f".{output_dir.name}-hf_tps-"
+    with locked(output_dir.parent, wait=True):
+        for left in output_dir.parent.glob(f"{glob.escape(prefix)}*"):
+            with locked(left, wait=False) as unowned:
+                if unowned:
+                    shutil.rmtree(left, ignore_errors=True)
+        staging = Path(tempfile.mkdtemp(prefix=prefix, dir=output_dir.parent))
+        lock = os.open(staging, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks: then nobody removes what is left over either
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def locked(folder: Path, wait: bool) -> Iterator[bool]:
+    """Hold the lock of a folder; whether it could be had."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # somebody has it, or the file system has no locks
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(lock)
 
 
 def check_written(folder: Path, model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> None:
@@ -386,6 +468,7 @@ def model_card(converted: Converted, arguments: argparse.Namespace) -> str:
     config, settings = converted.config, converted.processor_settings
     views = settings["num_clips"] * settings["num_crops"]
     notes = "".join(f"- {note}\n" for note in converted.notes)
+    original = printable(arguments.checkpoint.name)
     new_head = "classifier.weight" not in converted.state_dict
     return f"""---
 license: {arguments.license}
@@ -399,7 +482,7 @@ tags:
 
 # {arguments.output_dir.name}
 
-{converted.kind}, converted by hf_tps {hf_tps.__version__} from `{arguments.checkpoint.name}` (sha256 `{digest}`).
+{converted.kind}, converted by hf_tps {hf_tps.__version__} from `{original}` (sha256 `{digest}`).
 {config.num_frames} frames of {config.image_size} x {config.image_size} pixels, {config.num_labels} classes.
 {"**The classifier is new (random): fine-tune before use.**" if new_head else ""}
 

@@ -26,13 +26,24 @@ from conversion.common import (
     check_num_labels,
     model_shapes,
     new_head_labels,
+    num_classes,
     processor_settings,
-    read_yaml,
     run,
     strip_prefix,
 )
+from conversion.settings import (
+    INPUT_SETTINGS,
+    Check,
+    known_settings,
+    list_of,
+    read_yaml_file,
+    section_of,
+    text,
+    whole_number,
+)
 from hf_tps import LAPSConfig, LAPSForVideoClassification
-from hf_tps.checkpoint_reading import Checkpoint, read_torch_file, unwrap_state_dict
+from hf_tps.checkpoint_reading import Checkpoint, unwrap_state_dict
+from hf_tps.configuration_base import RANGES
 from hf_tps.image_weights import (
     is_visformer,
     original_visformer_name,
@@ -43,6 +54,7 @@ from hf_tps.image_weights import (
     vit_image_fields,
 )
 from hf_tps.modeling_laps import laps_names_of_vit_fields
+from hf_tps.torch_files import read_torch_file
 from hf_tps.training.published import data_sets_of
 
 # The release numbers the classes of Kinetics-400 in an order of its own
@@ -58,6 +70,24 @@ NETWORKS = {
     "ViT_LAPS": ("leap", "periodic"),
     "TokShift": ("frame", "token"),
 }
+
+
+def leap_level(value: Any) -> int | None:
+    """The release writes "None" where a block has no level."""
+    if value in (None, "None", "none", "null"):
+        return None
+    return whole_number(1, 12)(value)
+
+
+SECTIONS = ("DATA", "MODEL")
+# The entries of the release's configs that are read
+SETTINGS: dict[str, Check] = {
+    **INPUT_SETTINGS,
+    "NET": text,
+    "FOLD_DIV": whole_number(*RANGES["shift_div"]),
+    "S2_SKIP_LEVEL": list_of(leap_level),
+    "S3_SKIP_LEVEL": list_of(leap_level),
+}
 # Tests of the release (configs/custom/k400) by backbone and data set, and the one data set
 PUBLISHED, DEFAULT = {"visformer": data_sets_of("laps"), "vit": data_sets_of("laps-vit")}, "k400"
 
@@ -70,7 +100,7 @@ def convert(arguments: argparse.Namespace) -> Converted:
     """
     source = arguments.checkpoint
     loaded = read_torch_file(source)
-    state_dict = unwrap_state_dict(loaded, ("state_dict", "model"), str(source))
+    state_dict = unwrap_state_dict(loaded, ("state_dict", "model"), source)
     check_layout(list(state_dict), ("laps", "vit"), source)
     bare = strip_prefix(state_dict, "module.")
     if any(key.startswith("base_model.") for key in bare):
@@ -84,8 +114,7 @@ def convert(arguments: argparse.Namespace) -> Converted:
 
     settings = {}
     if arguments.original_config is not None:
-        yaml = read_yaml(arguments.original_config.read_text(encoding="utf-8"), arguments.original_config)
-        settings = flat_settings(yaml)
+        settings = flat_settings(read_yaml_file(arguments.original_config), arguments.original_config)
     elif is_video:
         raise ConversionError(
             f"{source}: the weights do not tell the network, its leap levels and its shift; give the release's YAML "
@@ -115,7 +144,7 @@ def convert_weights(
             raise ConversionError(
                 f"{source}: " + "; ".join(f"missing key {original_prefix}head.{name}" for name in lacking)
             )
-        num_labels = head["weight"].shape[0]
+        num_labels = num_classes(head["weight"], source)
         check_num_labels(arguments, num_labels)
     else:
         num_labels = new_head_labels(arguments, LABELS)
@@ -132,7 +161,7 @@ def convert_weights(
     )
     names = original_visformer_name if backbone == "visformer" else timm_vit_name
     prefix = "laps.backbone."
-    wanted = model_shapes(LAPSForVideoClassification, config)
+    wanted = model_shapes(LAPSForVideoClassification, config, source)
     wanted = {name.removeprefix(prefix): shape for name, shape in wanted.items() if name.startswith(prefix)}
     positions = [name for name in wanted if name.endswith("position_embeddings") and name in weights]
     wanted.update({name: weights[name].shape for name in positions})  # resized below
@@ -156,19 +185,16 @@ def convert_weights(
     return Converted(config, converted, LAPSForVideoClassification, processor, kind, known_labels=LABELS, notes=notes)
 
 
-def flat_settings(config: dict) -> dict:
-    """The entries of all sections of the release's config."""
-    flat = {}
-    for name, value in config.items():
-        flat.update(value if isinstance(value, dict) else {name: value})
-    return {name: _without_none_as_text(value) for name, value in flat.items()}
+def flat_settings(config: dict, source: Path) -> dict:
+    """The known entries of all sections of the release's config.
 
-
-def _without_none_as_text(value: Any) -> Any:
-    """The release writes "None" where there is no level."""
-    if isinstance(value, list):
-        return [_without_none_as_text(entry) for entry in value]
-    return None if value in ("None", "none", "null") else value
+    Raises:
+        ConversionError: for a section that is none, and for an entry that is not what it must be.
+    """
+    flat = dict(config)
+    for name in config:
+        flat.update(section_of(config, name, source) if name in SECTIONS or isinstance(config[name], dict) else {})
+    return known_settings(flat, SETTINGS, "", source)
 
 
 def network(settings: dict, backbone: str, source: Path) -> dict:
@@ -195,7 +221,7 @@ def network(settings: dict, backbone: str, source: Path) -> dict:
         found["shift_div"] = fold_div
     if scope == "leap":
         needed = ("S2_SKIP_LEVEL", "S3_SKIP_LEVEL") if backbone == "visformer" else ("S2_SKIP_LEVEL",)
-        lacking = [entry for entry in needed if not isinstance(settings.get(entry), list) or not settings[entry]]
+        lacking = [entry for entry in needed if entry not in settings]
         if lacking:
             raise ConversionError(
                 f"The config for {source} has no list of leap levels under MODEL.{', MODEL.'.join(lacking)}."

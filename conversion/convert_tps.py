@@ -24,13 +24,14 @@ from conversion.common import (
     check_num_labels,
     model_shapes,
     new_head_labels,
+    num_classes,
     positive_int,
     processor_settings,
     run,
     strip_prefix,
 )
 from hf_tps import TPSConfig, TPSForVideoClassification
-from hf_tps.checkpoint_reading import Checkpoint, read_torch_file, unwrap_state_dict
+from hf_tps.checkpoint_reading import Checkpoint, unwrap_state_dict
 from hf_tps.image_weights import (
     flatten_projection,
     infer_swin_sizes,
@@ -40,6 +41,7 @@ from hf_tps.image_weights import (
     swin_image_fields,
 )
 from hf_tps.temporal_shift import PATCH_SHIFT_PATTERNS
+from hf_tps.torch_files import read_torch_file
 from hf_tps.training.published import data_sets_of
 from hf_tps.window_layout import relative_position_index
 
@@ -56,7 +58,7 @@ def convert(arguments: argparse.Namespace) -> Converted:
     """
     source = arguments.checkpoint
     loaded = read_torch_file(source)
-    state_dict = strip_prefix(unwrap_state_dict(loaded, ("state_dict", "model"), str(source)), "module.")
+    state_dict = strip_prefix(unwrap_state_dict(loaded, ("state_dict", "model"), source), "module.")
     check_layout(list(state_dict), ("tps",), source)
 
     embedding = state_dict.get("backbone.patch_embed.proj.weight", state_dict.get("patch_embed.proj.weight"))
@@ -94,7 +96,7 @@ def convert_video_checkpoint(state_dict: dict[str, torch.Tensor], arguments: arg
     temporal_size, window_size = table_sizes(backbone, source)
     check_index_buffers(backbone, temporal_size, window_size, source)
 
-    num_labels = head["cls_head.fc_cls.weight"].shape[0]
+    num_labels = num_classes(head["cls_head.fc_cls.weight"], source)
     check_num_labels(arguments, num_labels)
     config = TPSConfig(
         **sizes,
@@ -107,7 +109,7 @@ def convert_video_checkpoint(state_dict: dict[str, torch.Tensor], arguments: arg
     weights["embeddings.projection.weight"] = flatten_projection(weights["embeddings.projection.weight"])
     converted = {f"tps.{name}": tensor for name, tensor in weights.items()}
     converted.update({name.replace("cls_head.fc_cls.", "classifier."): tensor for name, tensor in head.items()})
-    check_complete(converted, model_shapes(TPSForVideoClassification, config), original_video_name, source)
+    check_complete(converted, model_shapes(TPSForVideoClassification, config, source), original_video_name, source)
     notes = []
     if config.num_temporal_positions != temporal_size:
         notes.append(f"trained for {temporal_size} temporal positions; the bias rows are interpolated for num_frames")
@@ -128,13 +130,13 @@ def convert_image_checkpoint(state_dict: dict[str, torch.Tensor], arguments: arg
             **({"num_frames": arguments.num_frames} if arguments.num_frames else {}),
         }
     )
-    inflated = inflate_swin(weights, config.tubelet_size, config.temporal_bias_size, config.window_size)
-    converted = {f"tps.{name}": tensor for name, tensor in inflated.items()}
     wanted = {
         name: shape
-        for name, shape in model_shapes(TPSForVideoClassification, config).items()
+        for name, shape in model_shapes(TPSForVideoClassification, config, source).items()
         if not name.startswith("classifier.")
     }
+    inflated = inflate_swin(weights, config.tubelet_size, config.temporal_bias_size, config.window_size)
+    converted = {f"tps.{name}": tensor for name, tensor in inflated.items()}
     check_complete(converted, wanted, lambda name: microsoft_swin_name(name.removeprefix("tps.")), source)
     notes = ["inflated from an image model: the classifier is new, initialised with seed 0; its own head was left out"]
     if image_window != config.window_size:
@@ -158,7 +160,12 @@ def table_sizes(backbone: dict[str, torch.Tensor], source: Path) -> tuple[int, i
                 f"{source} is a Video Swin checkpoint: its windows span {index.shape[0]} places over several frames. "
                 "TPS attends inside frames; there is no converter for Video Swin here."
             )
-        return index.shape[0], math.isqrt(index.shape[1])
+        window_size = math.isqrt(index.shape[1])
+        if index.shape != (index.shape[0], window_size**2, window_size**2) or 0 in index.shape:
+            raise ConversionError(
+                f"{source}: an index buffer of shape {tuple(index.shape)} belongs to no square window."
+            )
+        return index.shape[0], window_size
     rows = backbone["layers.0.blocks.0.attn.relative_position_bias_table"].shape[0]
     fits = []
     for window in range(2, 65):

@@ -26,22 +26,51 @@ from conversion.common import (
     data_set_with,
     model_shapes,
     new_head_labels,
+    num_classes,
     processor_settings,
-    read_yaml,
     run,
     strip_prefix,
 )
+from conversion.settings import (
+    INPUT_SETTINGS,
+    Check,
+    known_settings,
+    list_of,
+    number,
+    read_yaml,
+    read_yaml_file,
+    section_of,
+    text,
+    whole_number,
+    yes_or_no,
+)
 from hf_tps import XViTConfig, XViTForVideoClassification
-from hf_tps.checkpoint_reading import Checkpoint, read_torch_file, unwrap_state_dict
+from hf_tps.checkpoint_reading import Checkpoint, unwrap_state_dict
+from hf_tps.configuration_base import RANGES
 from hf_tps.image_weights import (
+    count_layers,
     resize_vit_positions,
     timm_vit_name,
     vit_image_fields,
 )
+from hf_tps.torch_files import read_torch_file
 from hf_tps.training.published import data_sets_of
 
 # Tests of the release (configs/Kinetics, configs/SSv2) by data set, and that of an unknown one
 PUBLISHED, DEFAULT = data_sets_of("xvit"), "ssv2"
+# The entries of the release's configs that are read
+SETTINGS: dict[str, dict[str, Check]] = {
+    "DATA": INPUT_SETTINGS,
+    "TEST": {"DATASET": text},
+    "MODEL": {"DROPOUT_RATE": number(0, 1)},
+    "TEMPORAL_HEAD": {"NUM_ATTENTION_HEADS": whole_number(*RANGES["temporal_head_heads"])},
+    "XVIT": {
+        "USE_XVIT": yes_or_no,
+        "SHIFT_DIV": whole_number(*RANGES["shift_div"]),
+        "NUM_SEGMENTS": whole_number(*RANGES["segment_length"]),
+        "LOCATIONS_LIST": list_of(whole_number(0, 1023)),
+    },
+}
 # What the release's configs say of the mixing, for a file without a config
 MIXING = {
     "k400": {"shift_div": 8, "segment_length": 8},
@@ -58,18 +87,21 @@ def convert(arguments: argparse.Namespace) -> Converted:
     """
     source = arguments.checkpoint
     loaded = read_torch_file(source)
-    state_dict = unwrap_state_dict(loaded, ("model_state", "state_dict_ema", "state_dict", "model"), str(source))
+    state_dict = unwrap_state_dict(loaded, ("model_state", "state_dict_ema", "state_dict", "model"), source)
     state_dict = strip_prefix(state_dict, "module.")
     if check_layout(list(state_dict), ("xvit", "vit"), source) == "vit":
         return convert_image_checkpoint(state_dict, arguments)
+    config, origin = {}, source
     if arguments.original_config is not None:
-        settings = read_yaml(arguments.original_config.read_text(encoding="utf-8"), arguments.original_config)
+        config, origin = read_yaml_file(arguments.original_config), arguments.original_config
     elif isinstance(loaded.get("cfg"), str):
-        settings = read_yaml(loaded["cfg"], f"the cfg in {source}")
+        config = read_yaml(loaded["cfg"], f"the cfg in {source}")
     elif isinstance(loaded.get("cfg"), dict):
-        settings = loaded["cfg"]
-    else:
-        settings = {}
+        config = loaded["cfg"]
+    settings = {
+        name: known_settings(section_of(config, name, origin), checks, f"{name}.", origin)
+        for name, checks in SETTINGS.items()
+    }
     return convert_video_checkpoint(state_dict, settings, arguments)
 
 
@@ -87,7 +119,7 @@ def convert_video_checkpoint(
     backbone = Checkpoint(part["base_model."], None, str(source))
     sizes, weights = vit_image_fields(backbone, arguments.num_attention_heads, HEADS_FLAG)
     temporal = weights.pop("temp_embed", None)
-    if temporal is None or temporal.ndim != 4:
+    if temporal is None or temporal.ndim != 4 or (temporal.shape[0], temporal.shape[2]) != (1, 1):
         raise ConversionError(f"{source}: missing key base_model.temp_embed of shape (1, frames, 1, channels).")
     weights["temporal_embeddings"] = temporal[0, :, 0]
     weights.update(rename_head(part["consensus."]))
@@ -103,22 +135,22 @@ def convert_video_checkpoint(
         head = "consensus.mlp_head.4" if part["consensus."] else "new_fc"
         raise ConversionError(f"{source}: " + "; ".join(f"missing key {head}.{name}" for name in lacking))
 
-    num_labels = classifier["weight"].shape[0]
+    num_labels = num_classes(classifier["weight"], source)
     check_num_labels(arguments, num_labels)
-    data, data_set = settings.get("DATA") or {}, data_set_of(settings, arguments, num_labels)
+    data, data_set = settings["DATA"], data_set_of(settings, arguments, num_labels)
     num_frames = arguments.num_frames or data.get("NUM_FRAMES") or PUBLISHED[DEFAULT].num_frames
-    layers = [int(m[1]) for name in weights if (m := re.match(r"temporal_head\.layers\.(\d+)\.", name))]
-    head_settings = settings.get("TEMPORAL_HEAD") or {}
+    head_settings = settings["TEMPORAL_HEAD"]
+    hidden = weights.get("temporal_head.dense.bias")
     config = XViTConfig(
         **{
             **sizes,
             "image_size": arguments.image_size or data.get("TEST_CROP_SIZE") or sizes["image_size"],
             "num_frames": num_frames,
             "num_temporal_embeddings": weights["temporal_embeddings"].shape[0],
-            "temporal_head_layers": 1 + max(layers, default=-1),
+            "temporal_head_layers": count_layers(weights, "temporal_head.layers.N.", str(source)),
             "temporal_head_heads": head_settings.get("NUM_ATTENTION_HEADS") or sizes["num_attention_heads"],
-            "temporal_head_size": weights.get("temporal_head.dense.bias", torch.empty(sizes["hidden_size"])).shape[0],
-            "classifier_dropout": float((settings.get("MODEL") or {}).get("DROPOUT_RATE", 0.5)),
+            "temporal_head_size": sizes["hidden_size"] if hidden is None else hidden.numel(),
+            "classifier_dropout": settings["MODEL"].get("DROPOUT_RATE", 0.5),
             "num_labels": num_labels,
             **mixing(settings, data_set, sizes["num_hidden_layers"], source),
         }
@@ -130,7 +162,7 @@ def convert_video_checkpoint(
         notes.append(f"position embeddings resized from {sizes['image_size']} to {config.image_size} pixels (bicubic)")
     converted = {f"xvit.{name}": tensor for name, tensor in weights.items()}
     converted.update({f"classifier.{name}": tensor for name, tensor in classifier.items()})
-    wanted = model_shapes(XViTForVideoClassification, config)
+    wanted = model_shapes(XViTForVideoClassification, config, source)
     wanted["xvit.embeddings.position_embeddings"] = converted["xvit.embeddings.position_embeddings"].shape
     check_complete(converted, wanted, original_name, source)
     resized = resize_vit_positions(weights, side)["embeddings.position_embeddings"]
@@ -160,7 +192,7 @@ def convert_image_checkpoint(state_dict: dict[str, torch.Tensor], arguments: arg
             **MIXING.get(arguments.data_set, {}),
         }
     )
-    wanted = model_shapes(XViTForVideoClassification, config)
+    wanted = model_shapes(XViTForVideoClassification, config, source)
     # new in the video model: temporal embeddings (zero), the temporal head and the classifier
     wanted = {n: s for n, s in wanted.items() if n.startswith(("xvit.embeddings.", "xvit.blocks.", "xvit.norm."))}
     converted = {f"xvit.{name}": tensor for name, tensor in weights.items()}
@@ -212,7 +244,7 @@ def original_name(name: str) -> str:
 
 def data_set_of(settings: dict, arguments: argparse.Namespace, num_labels: int) -> str | None:
     """The data set: asked for; else that of the config's test section; else what the number of classes says."""
-    tested_on = str((settings.get("TEST") or {}).get("DATASET", "")).lower()
+    tested_on = settings["TEST"].get("DATASET", "").lower()
     if arguments.data_set:
         return arguments.data_set
     if tested_on == "ssv2":
@@ -228,7 +260,7 @@ def mixing(settings: dict, data_set: str | None, num_layers: int, source: Path) 
     Raises:
         ConversionError: if there is neither.
     """
-    section = settings.get("XVIT")
+    section = settings["XVIT"]
     if not section:
         if data_set not in MIXING:
             raise ConversionError(

@@ -1,19 +1,27 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
 """Tensors and config of any checkpoint, image or video, read as data: no code of the file is ever run."""
 
-import json
-import pickle
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 from transformers.utils import cached_file
+
+from .plain_text import printable
+from .text_files import LARGEST_CONFIG, read_json
+from .torch_files import read_torch_file
+
+WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# Buffers of whole numbers that the layouts know: which row of a bias table belongs to which pair of places, how many
+# batches a norm has seen, the numbers of positions.
+INDEX_BUFFERS = re.compile(r"(?:^|\.)(?:relative_position_index(?:_old)?|num_batches_tracked|position_ids)$")
 
 
 @dataclass
@@ -31,79 +39,100 @@ class Checkpoint:
     source: str
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-# numpy scalars (a training loss, an accuracy) and dtypes: harmless, common, and refused by torch itself
-_SAFE_GLOBALS = [
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    np.dtype,
-    *{type(np.dtype(code)) for code in "?bBhHiIlLqQefd"},
-]
-
-
-def read_torch_file(path: str | Path) -> dict:
-    """What a `.pth` / `.pt` / `.bin` file holds, read with `weights_only=True`: no code of the file is ever run.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no torch file, is damaged, or holds more than tensors, plain Python values and numpy
-            scalars.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    try:
-        with torch.serialization.safe_globals(_SAFE_GLOBALS):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.findall(r"GLOBAL ([\w.]+)", str(error))
-        if not refused:
-            raise ValueError(f"{path} is no checkpoint that torch can read safely: {_first_line(error)}") from None
-        raise ValueError(
-            f"{path} holds an object of type {', '.join(dict.fromkeys(refused))}; loading it could run code of the "
-            "file, so only tensors, plain Python values and numpy scalars are read. If you trust the file, strip it "
-            "where that library is installed: `checkpoint = torch.load(path, weights_only=False); "
-            "torch.save({'state_dict': checkpoint['state_dict']}, 'stripped.pth')` (or 'model' for an image "
-            "checkpoint)."
-        ) from None
-    except (RuntimeError, EOFError, OSError, KeyError, AttributeError, IndexError, TypeError) as error:
-        raise ValueError(f"{path} is damaged or no torch checkpoint: {_first_line(error)}") from None
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}; a checkpoint is a dict of tensors.")
-    return loaded
-
-
 def _read_weight_file(path: str | Path) -> dict:
     if Path(path).suffix != ".safetensors":
         return read_torch_file(path)
     if not Path(path).is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+        raise FileNotFoundError(f"There is no file {printable(path)}.")
     try:
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from None
+    except (SafetensorError, RuntimeError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{printable(path)} is damaged or no safetensors file: {printable(error)}") from None
 
 
-def unwrap_state_dict(loaded: dict, wrappers: tuple[str, ...], source: str) -> dict[str, torch.Tensor]:
+def unwrap_state_dict(loaded: dict, wrappers: tuple[str, ...], path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint: under the first of `wrappers` that it has, else the dict itself.
 
+    Args:
+        loaded: what the file holds.
+        wrappers: names under which a state dict may stand.
+        path: the file, for messages; its size bounds what the tensors may claim.
+
     Raises:
-        ValueError: if something in it is no tensor.
+        ValueError: if something in it is no tensor, or no weight (see `check_tensors`).
     """
     for name in wrappers:
         if isinstance(loaded.get(name), dict):
             loaded = loaded[name]
             break
-    others = [str(key) for key, value in loaded.items() if not isinstance(value, torch.Tensor)]
+    others = [printable(key, 80) for key, value in loaded.items() if not isinstance(value, torch.Tensor)]
     if others or not loaded:
         raise ValueError(
-            f"{source} has no state dict under {list(wrappers)} and is none itself: "
+            f"{printable(path)} has no state dict under {list(wrappers)} and is none itself: "
             + (f"the entries {others[:5]} are no tensors." if others else "it is empty.")
         )
-    return loaded
+    check_tensors(loaded, path)
+    return _with_numbers_of_their_own(loaded)
+
+
+def _with_numbers_of_their_own(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of which no two share memory: two weights of a model that do would be trained as one."""
+    times = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values() if tensor.numel())
+    return {
+        name: tensor.clone() if times[tensor.untyped_storage().data_ptr()] > 1 else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def check_tensors(tensors: dict[str, torch.Tensor], path: str | Path) -> None:
+    """Refuse what is no weight: the one place that says what the tensors of a file may be.
+
+    They have names; they are plain, dense tensors in memory, floating (index buffers: whole numbers), finite also as
+    float32, and hold no more numbers than the file has room for.
+
+    Raises:
+        ValueError: naming the file, the tensor and what it is.
+    """
+    shown, file_bytes, claimed = printable(path), Path(path).stat().st_size, 0
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{shown} has the key {printable(repr(name), 80)}, which is no text; keys are names.")
+        problem = _kind_problem(name, tensor)
+        if problem is None:
+            tensor_bytes = tensor.numel() * tensor.element_size()
+            claimed += tensor_bytes
+            if tensor_bytes > tensor.untyped_storage().nbytes():
+                problem = f"has shape {tuple(tensor.shape)} but fewer numbers than that (one stands for many)"
+        if problem is not None:
+            raise ValueError(f"{shown}: the tensor {printable(name)} {problem}.")
+    # Twice: a tensor that another one is tied to stands in the file once.
+    if claimed > 2 * file_bytes:
+        raise ValueError(
+            f"{shown}: its tensors have {claimed:,} bytes by their shapes, but the file has {file_bytes:,}; tensors "
+            "share their numbers."
+        )
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            beyond = "or beyond float32" if tensor.dtype == torch.float64 else "or not a number"
+            raise ValueError(f"{shown}: the tensor {printable(name)} has values that are infinite {beyond}.")
+
+
+def _kind_problem(name: str, tensor: torch.Tensor) -> str | None:
+    """What keeps a tensor from being a weight, before any of its numbers is read; None if nothing does."""
+    if type(tensor) not in (torch.Tensor, nn.Parameter):
+        return f"is of type {type(tensor).__name__}; plain tensors are read"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        return "is nested or sparse; dense tensors are read"
+    if tensor.is_quantized:
+        return f"is quantised ({tensor.dtype}); save the weights in floating point"
+    if tensor.device.type != "cpu":
+        return f"has no values (device {tensor.device.type}); save the weights themselves"
+    if INDEX_BUFFERS.search(name):
+        if tensor.is_floating_point() or tensor.is_complex():
+            return f"is an index buffer, but of type {tensor.dtype}; whole numbers are needed"
+    elif tensor.dtype not in WEIGHT_DTYPES:
+        return f"is of type {tensor.dtype}; weights are {', '.join(map(str, WEIGHT_DTYPES))}"
+    return None
 
 
 def read_checkpoint(name_or_path: str | Path, **hub_kwargs: Any) -> Checkpoint:
@@ -120,7 +149,7 @@ def read_checkpoint(name_or_path: str | Path, **hub_kwargs: Any) -> Checkpoint:
     """
     source, path = str(name_or_path), Path(name_or_path)
     if path.is_file() or (path.suffix in (".pth", ".pt", ".bin", ".safetensors") and not path.is_dir()):
-        return Checkpoint(unwrap_state_dict(_read_weight_file(path), ("model", "state_dict"), source), None, source)
+        return Checkpoint(unwrap_state_dict(_read_weight_file(path), ("model", "state_dict"), path), None, source)
 
     def find(filename: str) -> str | None:
         return cached_file(source, filename, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
@@ -132,24 +161,34 @@ def read_checkpoint(name_or_path: str | Path, **hub_kwargs: Any) -> Checkpoint:
             config_file = cached_file(source, "config.json", **hub_kwargs)
         except OSError as error:
             raise OSError(f"{source} is neither a file nor a folder, and was not found on the Hub: {error}") from error
-    config = json.loads(Path(config_file).read_text(encoding="utf-8")) if config_file else None
+    config = read_json(config_file, LARGEST_CONFIG) if config_file else None
+    if config is not None and not isinstance(config, dict):
+        raise ValueError(
+            f"{printable(config_file)} holds a {type(config).__name__}; a config is an object of settings."
+        )
     for filename in ("model.safetensors", "pytorch_model.bin"):
         if whole := find(filename):
-            return Checkpoint(unwrap_state_dict(_read_weight_file(whole), (), source), config, source)
+            return Checkpoint(unwrap_state_dict(_read_weight_file(whole), (), whole), config, source)
         if index := find(f"{filename}.index.json"):
             return Checkpoint(_read_shards(index, find, source), config, source)
     raise ValueError(f"{source} has neither model.safetensors nor pytorch_model.bin (nor their index files).")
 
 
 def _read_shards(index: str, find: Callable[[str], str | None], source: str) -> dict[str, torch.Tensor]:
-    shards = set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
-    outside = sorted(shard for shard in shards if Path(shard).name != shard)
+    content = read_json(index, LARGEST_CONFIG)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise ValueError(f"{printable(index)} has no weight_map from the names of tensors to those of files.")
+    shards = set(weight_map.values())
+    outside = sorted(shard for shard in shards if Path(shard).name != shard or not shard.isprintable())
     if outside:
-        raise ValueError(f"{index} names files outside its folder: {outside}.")
+        raise ValueError(f"{printable(index)} names files outside its folder: {printable(outside)}.")
     state_dict = {}
     for shard in sorted(shards):
         file = find(shard)
         if file is None:
-            raise ValueError(f"{source} lacks the shard {shard} that its {Path(index).name} names.")
-        state_dict.update(_read_weight_file(file))
+            raise ValueError(
+                f"{printable(source)} lacks the shard {printable(shard)} that its {Path(index).name} names."
+            )
+        state_dict.update(unwrap_state_dict(_read_weight_file(file), (), file))
     return state_dict

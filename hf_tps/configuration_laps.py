@@ -4,8 +4,8 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
+from .configuration_base import VideoConfig
 from .leap_attention import leap_pairs
 
 # What the two backbones of the release have where the fields below are None
@@ -21,7 +21,7 @@ _DEFAULTS = {
 
 
 @strict
-class LAPSConfig(PreTrainedConfig):
+class LAPSConfig(VideoConfig):
     r"""Configuration of [`LAPSModel`] and [`LAPSForVideoClassification`].
 
     Zhang et al., "Long-term Leap Attention, Short-term Periodic Shift for Video Classification", ACM MM 2022, arXiv
@@ -132,8 +132,6 @@ class LAPSConfig(PreTrainedConfig):
             if getattr(self, name) is None:
                 setattr(self, name, value)
         super().__post_init__(**kwargs)
-        # Here rather than left to @strict, which would wrap the ValueError into an error that is none.
-        self.validate_architecture()
 
     @property
     def hidden_size(self) -> int:
@@ -164,24 +162,13 @@ class LAPSConfig(PreTrainedConfig):
             "backbone": ("visformer", "vit"),
             "attention_scope": ("leap", "frame", "joint"),
             "shift": ("periodic", "plain", "token", None),
-            "view_aggregation": ("probabilities", "logits"),
         }
         for name, possible in choices.items():
             if getattr(self, name) not in possible:
                 raise ValueError(f"{name} is one of {list(possible)}; got {getattr(self, name)!r}.")
-        for name in (
-            "image_size",
-            "num_frames",
-            "num_channels",
-            "embed_dim",
-            "num_heads",
-            "patch_size",
-            "stem_channels",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        super().validate_architecture()
         stages = 3 if self.backbone == "visformer" else 1
-        if len(self.depths) != stages or min(self.depths) < 1:
+        if len(self.depths) != stages:
             raise ValueError(f"depths of a {self.backbone} has {stages} numbers from 1 on; got {list(self.depths)}.")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim={self.embed_dim} must be a multiple of num_heads={self.num_heads}.")

@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .configuration_base import VideoConfig, check_ranges
 from .token_merging import BASELINES
 from .token_merging_backbones import VIDEO_TRANSFORMERS, VideoBackbone, backbone_of_config
 from .token_merging_plug_in import MergeOptions, MergePlan, plan_merging
@@ -17,7 +18,7 @@ LEARNABLE = ("metric", "gate", "motion", "size_weight", "meta_weight")
 
 
 @strict
-class STTMConfig(MergeOptions, PreTrainedConfig):
+class STTMConfig(MergeOptions, VideoConfig):
     r"""Configuration of [`STTMModel`] and [`STTMForVideoClassification`] (Feng et al., "Efficient Video Transformers
     via Spatial-temporal Token Merging for Action Recognition", ACM TOMM 20(4), 2024, doi 10.1145/3633781).
 
@@ -72,11 +73,10 @@ class STTMConfig(MergeOptions, PreTrainedConfig):
         ):  # a field of the first release, with this one value
             raise ValueError("Tokens merge after a block; merge_point is no setting any more.")
         backbone = self.backbone_config
-        if isinstance(backbone, dict) and OWN_CONFIGS.get(backbone.get("model_type")):
-            self.backbone_config = OWN_CONFIGS[backbone["model_type"]].from_dict(backbone)
+        if isinstance(backbone, dict) and (own := OWN_CONFIGS.get(str(backbone.get("model_type")))):
+            self.backbone_config = own.from_dict(backbone)
         super().__post_init__(**kwargs)
-        # Here rather than left to @strict, which would wrap the ValueError into an error that is none.
-        plan = self.validate_architecture()
+        plan = self.merge_plan()
         self.merge_layers, self.keep_ratio = plan.merge_layers, plan.keep_ratio
         self.method, self.size_weight = plan.method, plan.size_weight
 
@@ -95,8 +95,10 @@ class STTMConfig(MergeOptions, PreTrainedConfig):
         """Everything that is decided before the first clip."""
         return plan_merging(self.backbone_config, self)
 
-    def validate_architecture(self) -> MergePlan:
+    def validate_architecture(self) -> None:
         """Check that the fields fit together; the model calls it too, since fields can be set one by one."""
+        super().validate_architecture()
+        check_ranges(self.backbone_config)
         plan = self.merge_plan()
         unknown = sorted(set(self.learned) - set(LEARNABLE))
         if unknown:
@@ -112,9 +114,6 @@ class STTMConfig(MergeOptions, PreTrainedConfig):
             raise ValueError(f"method={plan.method!r} is a baseline and learns nothing: learned must be empty.")
         if plan.method == "pool" and set(self.learned) - {"metric", "motion", "size_weight"}:
             raise ValueError("method='pool' can learn 'metric', 'motion' and 'size_weight'.")
-        if self.view_aggregation not in ("probabilities", "logits"):
-            raise ValueError(f"view_aggregation is 'probabilities' or 'logits'; got {self.view_aggregation!r}.")
-        return plan
 
 
 __all__ = ["STTMConfig"]

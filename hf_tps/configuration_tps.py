@@ -4,13 +4,17 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
 
+from .configuration_base import VideoConfig
+from .plain_text import printable
 from .temporal_shift import resolve_patch_shift_pattern
+
+# Channels double from one stage to the next.
+MOST_STAGES = 8
 
 
 @strict
-class TPSConfig(PreTrainedConfig):
+class TPSConfig(VideoConfig):
     r"""Configuration of [`TPSModel`] and [`TPSForVideoClassification`].
 
     Xiang et al., "Spatiotemporal Self-attention Modeling with Temporal Patch Shift for Action Recognition", ECCV 2022,
@@ -118,8 +122,6 @@ class TPSConfig(PreTrainedConfig):
         if self.temporal_bias_size is None and self.num_frames > 0 and self.tubelet_size > 0:
             self.temporal_bias_size = self.num_temporal_positions
         super().__post_init__(**kwargs)
-        # Here rather than left to @strict, which would wrap the ValueError into an error that is none.
-        self.validate_architecture()
 
     @classmethod
     def paper(cls, **kwargs: Any) -> "TPSConfig":
@@ -148,21 +150,11 @@ class TPSConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Check that the fields fit together; the model calls it too, since fields can be set one by one."""
-        for name in (
-            "image_size",
-            "num_frames",
-            "num_channels",
-            "patch_size",
-            "tubelet_size",
-            "embed_dim",
-            "window_size",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if len(self.depths) == 0 or len(self.depths) != len(self.num_heads):
+        super().validate_architecture()
+        if not 1 <= len(self.depths) <= MOST_STAGES or len(self.depths) != len(self.num_heads):
             raise ValueError(
-                "depths and num_heads need one entry for each stage, got "
-                f"depths={list(self.depths)} and num_heads={list(self.num_heads)}."
+                f"depths and num_heads need one entry for each stage, at most {MOST_STAGES}, got "
+                f"depths={printable(list(self.depths), 80)} and num_heads={printable(list(self.num_heads), 80)}."
             )
         for stage, (depth, heads) in enumerate(zip(self.depths, self.num_heads, strict=True)):
             channels = self.embed_dim * 2**stage
@@ -185,10 +177,6 @@ class TPSConfig(PreTrainedConfig):
                 "relative_position_bias is 'key_frame_0' (released code) or 'same_frame' (paper); got "
                 f"{self.relative_position_bias!r}."
             )
-        if self.temporal_bias_size is not None and self.temporal_bias_size < 1:
-            raise ValueError(f"temporal_bias_size must be at least 1, got {self.temporal_bias_size}.")
-        if self.view_aggregation not in ("probabilities", "logits"):
-            raise ValueError(f"view_aggregation is 'probabilities' or 'logits'; got {self.view_aggregation!r}.")
 
 
 __all__ = ["TPSConfig"]

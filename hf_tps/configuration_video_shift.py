@@ -8,6 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
+from .configuration_base import VideoConfig, check_ranges
 from .temporal_shift_plug_in import IMAGE_TRANSFORMERS, check_shift_settings
 
 # Model types of the image transformers that the plug-in knows
@@ -19,7 +20,7 @@ BACKBONE_FIELDS = ("hidden_size", "image_size", "num_channels", "num_hidden_laye
 
 
 @strict
-class VideoShiftConfig(PreTrainedConfig):
+class VideoShiftConfig(VideoConfig):
     r"""Configuration of [`VideoShiftModel`] and [`VideoShiftForVideoClassification`]: an image transformer of
     Transformers whose layers exchange features between the frames of a clip, as `add_temporal_shift` plugs it in.
 
@@ -75,8 +76,6 @@ class VideoShiftConfig(PreTrainedConfig):
         if misplaced:
             raise ValueError(f"{misplaced} are fields of the backbone: set them in backbone_config.")
         super().__post_init__(**kwargs)
-        # Here rather than left to @strict, which would wrap the ValueError into an error that is none.
-        self.validate_architecture()
 
     hidden_size = property(lambda self: self.backbone_config.hidden_size)
     image_size = property(lambda self: self.backbone_config.image_size)
@@ -99,15 +98,13 @@ class VideoShiftConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Check that the fields fit together; the model calls it too, since fields can be set one by one."""
         self.check_backbone()
-        if self.num_frames < 1:
-            raise ValueError(f"num_frames must be at least 1, got {self.num_frames}.")
+        super().validate_architecture()
+        check_ranges(self.backbone_config)
         settings = ("shift_div", "pattern", "segment_length", "temporal_window")
         if self.shift is not None:
             check_shift_settings(self.shift, *(getattr(self, name) for name in settings))
         elif given := [name for name in (*settings, "layers") if getattr(self, name) is not None]:
             raise ValueError(f"{given} are settings of a shift, and shift=None has none.")
-        if self.view_aggregation not in ("probabilities", "logits"):
-            raise ValueError(f"view_aggregation is 'probabilities' or 'logits'; got {self.view_aggregation!r}.")
 
 
 __all__ = ["VideoShiftConfig"]

@@ -4,11 +4,12 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+
+from .configuration_base import VideoConfig
 
 
 @strict
-class XViTConfig(PreTrainedConfig):
+class XViTConfig(VideoConfig):
     r"""Configuration of [`XViTModel`] and [`XViTForVideoClassification`].
 
     Bulat et al., "Space-time Mixing Attention for Video Transformer", NeurIPS 2021, arXiv 2106.05968.
@@ -96,8 +97,6 @@ class XViTConfig(PreTrainedConfig):
         if self.num_temporal_embeddings is None:
             self.num_temporal_embeddings = self.num_frames
         super().__post_init__(**kwargs)
-        # Here rather than left to @strict, which would wrap the ValueError into an error that is none.
-        self.validate_architecture()
 
     @classmethod
     def paper(cls, **kwargs: Any) -> "XViTConfig":
@@ -110,33 +109,17 @@ class XViTConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Check that the fields fit together; the model calls it too, since fields can be set one by one."""
-        positive: tuple[str, ...]
-        positive = ("image_size", "num_frames", "num_channels", "patch_size", "hidden_size", "num_hidden_layers")
-        positive += ("num_attention_heads", "intermediate_size", "num_temporal_embeddings", "temporal_window")
-        positive += ("temporal_head_heads", "temporal_head_size")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        super().validate_architecture()
         for name in ("num_attention_heads", "temporal_head_heads"):
             if self.hidden_size % getattr(self, name):
                 raise ValueError(f"hidden_size={self.hidden_size} must be a multiple of {name}={getattr(self, name)}.")
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}.")
-        if self.shift_div < 0 or self.shift_div == 1:
-            raise ValueError(
-                f"shift_div must be 0 (no mixing) or at least 2 (two sides give channels), got {self.shift_div}."
-            )
-        if self.segment_length is not None and self.segment_length < 1:
-            raise ValueError(
-                f"segment_length must be at least 1, or None for the whole clip; got {self.segment_length}."
-            )
+        if self.shift_div == 1:
+            raise ValueError("shift_div must be 0 (no mixing) or at least 2 (two sides give channels), got 1.")
         outside = [layer for layer in self.mixing_layers or () if not 0 <= layer < self.num_hidden_layers]
         if outside:
             raise ValueError(f"mixing_layers names {outside}; there are blocks 0 to {self.num_hidden_layers - 1}.")
-        if self.temporal_head_layers < 0:
-            raise ValueError(f"temporal_head_layers must be 0 (averaging) or more, got {self.temporal_head_layers}.")
-        if self.view_aggregation not in ("probabilities", "logits"):
-            raise ValueError(f"view_aggregation is 'probabilities' or 'logits'; got {self.view_aggregation!r}.")
 
 
 __all__ = ["XViTConfig"]

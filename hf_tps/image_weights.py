@@ -7,6 +7,7 @@ checkpoints do not.
 
 import math
 import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -44,8 +45,55 @@ def _join_query_key_value(weights: dict[str, torch.Tensor]) -> dict[str, torch.T
         parts = [weights.pop(key.replace(".query.", f".{part}."), None) for part in ("query", "key", "value")]
         if any(part is None for part in parts):
             raise ValueError(f"The checkpoint has {key} but not the key and value projections beside it.")
+        if len({part.shape for part in parts}) > 1 or parts[0].ndim == 0:
+            raise ValueError(f"The query, key and value projections at {key} have shapes that differ.")
         weights[key.replace(".query.", ".qkv.")] = torch.cat(parts)
     return weights
+
+
+def _put(renamed: dict[str, torch.Tensor], name: str, tensor: torch.Tensor, key: str) -> None:
+    """Add a weight under its new name; two keys of a file for one weight would leave one of them out unseen."""
+    if name in renamed:
+        raise ValueError(f"The checkpoint has two keys for one weight, {name}; one of them is {key}.")
+    renamed[name] = tensor
+
+
+def _shape(
+    weights: dict[str, torch.Tensor], name: str, axes: tuple[int, ...], source: str, name_in_file: Callable[[str], str]
+) -> torch.Size:
+    """The shape of a weight that sizes are read from.
+
+    Raises:
+        ValueError: if it has another number of axes than `axes` allow, or an empty one.
+    """
+    shape = weights[name].shape
+    if len(shape) not in axes or 0 in shape:
+        raise ValueError(
+            f"{source}: {name_in_file(name)} has shape {tuple(shape)}; {' or '.join(map(str, axes))} axes are needed, "
+            "none of them empty."
+        )
+    return shape
+
+
+def count_layers(weights: Iterable[str], beginning: str, source: str) -> int:
+    """How many layers the names of weights number.
+
+    Args:
+        weights: names.
+        beginning: of the names of a layer's weights, with N for its number: "blocks.N.".
+        source: the file, for the message.
+
+    Raises:
+        ValueError: if the numbers are not 0, 1, 2, ... without a hole: the largest alone could ask for any memory.
+    """
+    pattern = re.compile(re.escape(beginning).replace("N", r"(\d{1,9})"))
+    numbers = {int(match[1]) for name in weights if (match := pattern.match(name))}
+    if numbers != set(range(len(numbers))):
+        raise ValueError(
+            f"{source}: layers {beginning}* must be numbered from 0 on without a hole; there are {len(numbers)}, and "
+            f"the largest number is {max(numbers)}."
+        )
+    return len(numbers)
 
 
 def check_given_sizes(source: str, fields: dict, overrides: dict, free: tuple[str, ...]) -> None:
@@ -100,16 +148,16 @@ def rename_swin_weights(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.
 
     Query, key and value are joined into one tensor, heads and index buffers left out. Unknown names stay as they are.
     """
-    renamed = {}
+    renamed: dict[str, torch.Tensor] = {}
     for key, tensor in state_dict.items():
         if _SWIN_DROPPED.search(key):
             continue
-        renamed[_rename(key, _SWIN_NAMES)] = tensor
-    stages = [int(match[1]) for key in renamed if (match := re.match(r"stages\.(\d+)\.", key))]
+        _put(renamed, _rename(key, _SWIN_NAMES), tensor, key)
+    stages = [int(match[1]) for key in renamed if (match := re.match(r"stages\.(\d{1,9})\.", key))]
     if any(key.startswith(f"stages.{max(stages, default=0)}.downsample.") for key in renamed):
         # timm merges patches at the start of a stage, all others at the end of the one before
         renamed = {
-            re.sub(r"^stages\.(\d+)\.downsample\.", lambda m: f"stages.{int(m[1]) - 1}.downsample.", key): tensor
+            re.sub(r"^stages\.(\d{1,9})\.downsample\.", lambda m: f"stages.{int(m[1]) - 1}.downsample.", key): tensor
             for key, tensor in renamed.items()
         }
     return _join_query_key_value(renamed)
@@ -130,32 +178,28 @@ def infer_swin_sizes(weights: dict[str, torch.Tensor], source: str) -> dict:
         where the embedding has a time axis.
 
     Raises:
-        ValueError: if a weight that every Swin has is not there.
+        ValueError: if a weight that every Swin has is not there or not of its kind, or a layer is left out.
     """
-    blocks: dict[int, set[int]] = {}
-    for key in weights:
-        if match := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", key):
-            blocks.setdefault(int(match[1]), set()).add(int(match[2]))
-    stages = range(max(blocks, default=0) + 1)
+    stages = range(count_layers(weights, "stages.N.blocks.", source) or 1)
     tables = [f"stages.{stage}.blocks.0.attention.relative_position_bias_table" for stage in stages]
-    needed = ["embeddings.projection.weight", "stages.0.blocks.0.mlp.fc1.weight", *tables]
-    lacking = [microsoft_swin_name(name) for name in needed if name not in weights]
+    hidden = "stages.0.blocks.0.mlp.fc1.weight"
+    lacking = [microsoft_swin_name(n) for n in ("embeddings.projection.weight", hidden, *tables) if n not in weights]
     if lacking:
         raise ValueError(f"{source} holds no complete Swin transformer: it lacks {lacking} (Microsoft's names).")
-    projection = weights["embeddings.projection.weight"]
-    if projection.ndim not in (4, 5) or projection.shape[-1] != projection.shape[-2]:
-        raise ValueError(f"{source}: the patch embedding has shape {tuple(projection.shape)}; patches must be square.")
+    projection = _shape(weights, "embeddings.projection.weight", (4, 5), source, microsoft_swin_name)
+    if projection[-1] != projection[-2]:
+        raise ValueError(f"{source}: the patch embedding has shape {tuple(projection)}; patches must be square.")
     sizes = {
-        "embed_dim": projection.shape[0],
-        "num_channels": projection.shape[1],
-        "patch_size": projection.shape[-1],
-        "depths": tuple(max(blocks[stage]) + 1 for stage in stages),
-        "num_heads": tuple(weights[table].shape[1] for table in tables),
-        "mlp_ratio": weights["stages.0.blocks.0.mlp.fc1.weight"].shape[0] / projection.shape[0],
+        "embed_dim": projection[0],
+        "num_channels": projection[1],
+        "patch_size": projection[-1],
+        "depths": tuple(count_layers(weights, f"stages.{stage}.blocks.N.", source) for stage in stages),
+        "num_heads": tuple(_shape(weights, table, (2,), source, microsoft_swin_name)[1] for table in tables),
+        "mlp_ratio": _shape(weights, hidden, (2,), source, microsoft_swin_name)[0] / projection[0],
         "qkv_bias": "stages.0.blocks.0.attention.qkv.bias" in weights,
     }
-    if projection.ndim == 5:
-        sizes["tubelet_size"] = projection.shape[2]
+    if len(projection) == 5:
+        sizes["tubelet_size"] = projection[2]
     return sizes
 
 
@@ -183,7 +227,9 @@ def swin_image_fields(checkpoint: Checkpoint) -> tuple[dict, dict[str, torch.Ten
     mask = next(
         (checkpoint.state_dict[key] for key in checkpoint.state_dict if key.endswith(".0.blocks.1.attn_mask")), None
     )
-    windows_per_side = math.isqrt(mask.shape[0]) if mask is not None else 8  # 8 in all of Microsoft's releases
+    windows_per_side = (
+        math.isqrt(mask.shape[0]) if mask is not None and mask.ndim else 8
+    )  # 8 in all of Microsoft's releases
     fields["image_size"] = fields["patch_size"] * fields["window_size"] * windows_per_side
     fields.update({name: config[name] for name in SWIN_FREE_FIELDS[2:] if name in config})
     if isinstance(config.get("image_size"), int):
@@ -199,8 +245,13 @@ def resize_bias_table(table: torch.Tensor, window_size: int) -> torch.Tensor:
 
     Returns:
         ((2 * window_size - 1)^2, heads).
+
+    Raises:
+        ValueError: for a table of another shape.
     """
-    source, target = math.isqrt(table.shape[0]), 2 * window_size - 1
+    source, target = math.isqrt(table.shape[0] if table.ndim == 2 else 0), 2 * window_size - 1
+    if source < 1 or source**2 != table.shape[0]:
+        raise ValueError(f"A bias table of shape {tuple(table.shape)} belongs to no square window.")
     if source == target:
         return table
     picture = table.t().reshape(1, -1, source, source).float()
@@ -266,14 +317,14 @@ def rename_vit_weights(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.T
     Heads, pooler, and a distillation token with its position, are left out. Unknown names stay as they are.
     """
     distilled = any(key.endswith(("distillation_token", "dist_token")) for key in state_dict)
-    renamed = {}
+    renamed: dict[str, torch.Tensor] = {}
     for key, tensor in state_dict.items():
         if _VIT_DROPPED.search(key):
             continue
         name = _rename(key, _VIT_NAMES)
-        if name == "embeddings.position_embeddings" and distilled:
+        if name == "embeddings.position_embeddings" and distilled and tensor.ndim == 3:
             tensor = torch.cat((tensor[:, :1], tensor[:, 2:]), dim=1)
-        renamed[name] = tensor
+        _put(renamed, name, tensor, key)
     return _join_query_key_value(renamed)
 
 
@@ -302,29 +353,32 @@ def infer_vit_sizes(
         `image_size`, `qkv_bias`.
 
     Raises:
-        ValueError: if a weight that every ViT has is not there, or if nothing tells the heads.
+        ValueError: if a weight that every ViT has is not there or not of its kind, a layer is left out, or nothing
+            tells the heads.
     """
     needed = ["embeddings.projection.weight", "embeddings.position_embeddings", "embeddings.class_token"]
     needed += ["blocks.0.mlp.fc1.weight"]
     lacking = [timm_vit_name(name) for name in needed if name not in weights]
     if lacking:
         raise ValueError(f"{source} holds no complete vision transformer: it lacks {lacking} (timm's names).")
-    projection = weights["embeddings.projection.weight"]
-    width, channels, patch = projection.shape[0], projection.shape[1], projection.shape[-1]
+    width, channels, _, patch = _shape(weights, "embeddings.projection.weight", (4,), source, timm_vit_name)
     heads = num_heads or _VIT_HEADS.get(width)
     if heads is None:
         raise ValueError(
             f"{source} has {width} channels, which is no published ViT, and weights do not tell the number of "
             f"attention heads: give {heads_name}."
         )
-    patches = weights["embeddings.position_embeddings"].shape[1] - 1
-    if math.isqrt(patches) ** 2 != patches:
-        raise ValueError(f"{source}: position embeddings for {patches} patches belong to no square image.")
+    positions = _shape(weights, "embeddings.position_embeddings", (3,), source, timm_vit_name)
+    patches = positions[1] - 1
+    if patches < 1 or math.isqrt(patches) ** 2 != patches or (positions[0], positions[2]) != (1, width):
+        raise ValueError(
+            f"{source}: position embeddings of shape {tuple(positions)} belong to no square image in {width} channels."
+        )
     return {
         "hidden_size": width,
-        "num_hidden_layers": 1 + max(int(m[1]) for key in weights if (m := re.match(r"blocks\.(\d+)\.", key))),
+        "num_hidden_layers": count_layers(weights, "blocks.N.", source),
         "num_attention_heads": heads,
-        "intermediate_size": weights["blocks.0.mlp.fc1.weight"].shape[0],
+        "intermediate_size": _shape(weights, "blocks.0.mlp.fc1.weight", (2,), source, timm_vit_name)[0],
         "num_channels": channels,
         "patch_size": patch,
         "image_size": patch * math.isqrt(patches),
@@ -386,7 +440,7 @@ def rename_visformer_weights(state_dict: dict[str, torch.Tensor]) -> dict[str, t
 
     1 x 1 convolutions of attention and later MLPs become linear layers; a counter of batches that the file lacks is 0.
     """
-    renamed = {}
+    renamed: dict[str, torch.Tensor] = {}
     for key, tensor in state_dict.items():
         if key.startswith("head."):
             continue
@@ -406,7 +460,7 @@ def rename_visformer_weights(state_dict: dict[str, torch.Tensor]) -> dict[str, t
             name = re.sub(pattern, replacement, name)
         if re.search(r"\.(?:qkv|proj|fc1|fc2)\.weight$", name) and tensor.shape[2:] == (1, 1):
             tensor = tensor.flatten(1)
-        renamed[name] = tensor
+        _put(renamed, name, tensor, key)
     for name in [name for name in renamed if name.endswith(".running_mean")]:
         renamed.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     return renamed
@@ -440,35 +494,50 @@ def infer_visformer_sizes(
         heads_name: what the caller calls them, for the message.
 
     Raises:
-        ValueError: if a weight that every Visformer has is not there, or if nothing tells the heads.
+        ValueError: if a weight that every Visformer has is not there or not of its kind, a layer is left out, or
+            nothing tells the heads.
     """
-    needed = ["stem.conv.weight", "stages.1.embedding.projection.weight", "stages.0.position_embeddings"]
+    in_file = original_visformer_name
+    needed = ["stem.conv.weight", "stages.1.embedding.projection.weight"]
+    needed += [f"stages.{stage}.position_embeddings" for stage in range(3)]
     needed += [
         "stages.0.blocks.0.mlp.conv2.weight",
         "stages.1.blocks.0.mlp.fc1.weight",
         "stages.2.blocks.0.mlp.fc1.weight",
     ]
-    lacking = [original_visformer_name(name) for name in needed if name not in weights]
+    lacking = [in_file(name) for name in needed if name not in weights]
     if lacking:
         raise ValueError(f"{source} holds no complete Visformer: it lacks {lacking}.")
-    width = weights["stages.1.embedding.projection.weight"].shape[0]
+    shape = {
+        name: _shape(weights, name, (2,) if name.endswith(("fc1.weight", "fc2.weight")) else (4,), source, in_file)
+        for name in needed
+    }
+    width = shape["stages.1.embedding.projection.weight"][0]
     heads = num_heads or _VISFORMER_HEADS.get(width)
     if heads is None:
         raise ValueError(
             f"{source} has {width} channels in its second stage, which is no Visformer of the release, and weights do "
             f"not tell the number of attention heads: give {heads_name}."
         )
-    blocks = [re.match(r"stages\.(\d)\.blocks\.(\d+)\.", key) for key in weights]
-    grouped = weights["stages.0.blocks.0.mlp.conv2.weight"]
+    stem, grouped = shape["stem.conv.weight"], shape["stages.0.blocks.0.mlp.conv2.weight"]
+    image_size = 8 * shape["stages.0.position_embeddings"][-1]
+    for stage in range(3):
+        side = visformer_map_side(image_size, stage)
+        expected = (1, width * 2**stage // 2, side, side)
+        if shape[f"stages.{stage}.position_embeddings"] != expected:
+            raise ValueError(
+                f"{source}: {in_file(f'stages.{stage}.position_embeddings')} has shape "
+                f"{tuple(shape[f'stages.{stage}.position_embeddings'])}; beside the others {expected} is needed."
+            )
     return {
         "embed_dim": width,
-        "depths": tuple(1 + max(int(m[2]) for m in blocks if m and int(m[1]) == stage) for stage in range(3)),
+        "depths": tuple(count_layers(weights, f"stages.{n}.blocks.N.", source) for n in range(3)),
         "num_heads": heads,
-        "mlp_ratio": weights["stages.1.blocks.0.mlp.fc1.weight"].shape[0] / width,
-        "num_channels": weights["stem.conv.weight"].shape[1],
-        "stem_channels": weights["stem.conv.weight"].shape[0],
-        "conv_groups": grouped.shape[0] // grouped.shape[1],
-        "image_size": 8 * weights["stages.0.position_embeddings"].shape[-1],
+        "mlp_ratio": shape["stages.1.blocks.0.mlp.fc1.weight"][0] / width,
+        "num_channels": stem[1],
+        "stem_channels": stem[0],
+        "conv_groups": grouped[0] // grouped[1],
+        "image_size": image_size,
     }
 
 

@@ -20,7 +20,7 @@ def leap_pairs(num_frames: int, level: int) -> list[tuple[int, int]]:
         [(0, 2), (1, 3), (4, 6), (5, 7)]
     """
     paired = num_frames - num_frames % 2
-    leap = paired // 2**level if level >= 0 else 0
+    leap = paired >> level if level >= 0 else 0
     if level < 1 or leap < 1 or paired % (2 * leap):
         possible = [
             at for at in range(1, max(num_frames, 2)) if paired >= 2**at and paired % (2 * (paired // 2**at)) == 0

@@ -5,9 +5,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -16,6 +19,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .checkpoint_reading import Checkpoint, read_checkpoint
+from .plain_text import printable
 
 
 def check_pixel_values(pixel_values: torch.Tensor, num_channels: int, ranks: tuple[int, ...] = (5,)) -> None:
@@ -102,6 +106,22 @@ class VideoPreTrainedModel(PreTrainedModel):
         return super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None, *args: Any, **kwargs: Any) -> Any:
+        """As in Transformers; the errors that its readers have of their own become a ValueError that names the folder.
+
+        Raises:
+            OSError, ValueError: if the files are not there, damaged, or of another model.
+            RuntimeError: for weights of other shapes than the config's, without `ignore_mismatched_sizes`.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except (SafetensorError, StrictDataclassError, UnpicklingError, EOFError, RecursionError) as error:
+            cause = printable(" ".join(str(error).split()))
+            raise ValueError(
+                f"{printable(pretrained_model_name_or_path)} cannot be read: {type(error).__name__}: {cause}"
+            ) from error
+
+    @classmethod
     def config_and_weights_from_image(
         cls, checkpoint: Checkpoint, overrides: dict
     ) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
@@ -144,9 +164,18 @@ class VideoPreTrainedModel(PreTrainedModel):
     def load_from_image(cls, name_or_path: str | Path, overrides: dict, loading: dict, hub_kwargs: dict) -> Self:
         """`from_image_pretrained` with its keywords checked and sorted."""
         checkpoint = read_checkpoint(name_or_path, **hub_kwargs)
-        config, state_dict = cls.config_and_weights_from_image(checkpoint, overrides)
+        try:
+            config, state_dict = cls.config_and_weights_from_image(checkpoint, overrides)
+        except StrictDataclassError as error:  # a setting of another type, in the file's config or in the keywords
+            cause = printable(" ".join(str(error).split()))
+            raise ValueError(f"{printable(checkpoint.source)} makes no {cls.__name__}: {cause}") from error
         model, report = cls.from_pretrained(
-            None, config=config, state_dict=state_dict, output_loading_info=True, **loading
+            None,
+            config=config,
+            state_dict=state_dict,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they come back in the report
+            **loading,
         )
         prefix = f"{cls.base_model_prefix}."
         missing = sorted(

@@ -183,6 +183,7 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
         if "backbone_config" in overrides:
             raise ValueError("backbone_config comes from the video checkpoint: do not give it.")
         source = str(pretrained_model_name_or_path)
+        weights = read_checkpoint(source, **hub_kwargs).state_dict  # damaged files are refused here, in one sentence
         video_config = AutoConfig.from_pretrained(source, **hub_kwargs)
         keep_classes = not {"num_labels", "id2label"} & set(overrides)
         config = merging_config(video_config, overrides, keep_classes)
@@ -192,7 +193,7 @@ class STTMPreTrainedModel(PreTrainedModelAroundBackbone):
             source, output_loading_info=True, ignore_mismatched_sizes=True, **hub_kwargs
         )
         needs_head = issubclass(cls, STTMForVideoClassification) and keep_classes
-        check_loaded(video_model, report, source, needs_head, **hub_kwargs)
+        check_loaded(video_model, report, weights, source, needs_head)
 
         loading = {"dtype": dtype or video_model.dtype}
         if attn_implementation is not None:
@@ -222,7 +223,9 @@ def merging_config(video_config: PreTrainedConfig, overrides: dict, keep_classes
     return STTMConfig(**fields)
 
 
-def check_loaded(model: PreTrainedModel, report: dict, source: str, needs_head: bool, **hub_kwargs: Any) -> None:
+def check_loaded(
+    model: PreTrainedModel, report: dict, weights: dict[str, torch.Tensor], source: str, needs_head: bool
+) -> None:
     """Compare a loaded video classifier with its file, tensor by tensor.
 
     Transformers renames weights while it loads; a rename that misses leaves zeros or random numbers (published VideoMAE
@@ -230,6 +233,7 @@ def check_loaded(model: PreTrainedModel, report: dict, source: str, needs_head: 
     must be somewhere in the loaded one, whatever its name is now.
 
     Args:
+        weights: of the file, under its names.
         needs_head: whether the classifier of the file will be used.
 
     Raises:
@@ -249,7 +253,7 @@ def check_loaded(model: PreTrainedModel, report: dict, source: str, needs_head: 
     for tensor in model.state_dict().values():
         loaded.setdefault(fingerprint(tensor), []).append(tensor)
     lost = []
-    for name, tensor in read_checkpoint(source, **hub_kwargs).state_dict.items():
+    for name, tensor in weights.items():
         # Heads, decoders of pre-training and the like are no part of the base model.
         if not name.startswith(prefix) and name.split(".")[0] not in base_parts:
             continue
@@ -279,7 +283,8 @@ class STTMModel(STTMPreTrainedModel):
 
     def __init__(self, config: STTMConfig):
         super().__init__(config)
-        plan = config.validate_architecture()
+        config.validate_architecture()
+        plan = config.merge_plan()
         self.backbone, self.pooler = build_backbone(config)
         self.sttm_stages = nn.ModuleList(STTMStage(config) for _ in plan.merge_layers if config.learned)
         self.merging = plug_merging(self, plan, self.sttm_stages or None)

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import can_return_tuple
 
+from .checkpoint_reading import read_checkpoint
 from .configuration_video_shift import VideoShiftConfig
 from .modeling_base import PreTrainedModelAroundBackbone, VideoClassificationMixin, check_pixel_values
 from .temporal_shift_plug_in import add_temporal_shift
@@ -48,6 +49,7 @@ class VideoShiftPreTrainedModel(PreTrainedModelAroundBackbone):
                 f"{name_or_path} is a single file; this model starts from an image checkpoint of Transformers: "
                 "a Hub id, or a folder with config.json and weights."
             )
+        read_checkpoint(name_or_path, **hub_kwargs)  # damaged files are refused here, in one sentence
         image_config = AutoConfig.from_pretrained(name_or_path, **hub_kwargs)
         image_config.num_labels = 2  # Transformers' default, which is not saved: the image model's classes are not ours
         config = VideoShiftConfig(backbone_config=image_config, **overrides)

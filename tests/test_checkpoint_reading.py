@@ -13,7 +13,7 @@ from tests import micro_models
 
 @pytest.fixture
 def weights() -> dict[str, torch.Tensor]:
-    return {"backbone.weight": torch.randn(3, 4), "backbone.bias": torch.arange(3)}
+    return {"backbone.weight": torch.randn(3, 4), "backbone.bias": torch.randn(3).half()}
 
 
 def assert_same(state_dict: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -93,4 +93,77 @@ def test_an_index_that_leads_out_of_its_folder_is_refused(weights, tmp_path):
 def test_a_shard_that_is_missing_is_named(tmp_path):
     write_index(tmp_path, "model-00001-of-00001.safetensors")
     with pytest.raises(ValueError, match=r"lacks the shard model-00001-of-00001\.safetensors"):
+        read_checkpoint(tmp_path)
+
+
+KINDS = {
+    "infinite": (torch.tensor([1.0, torch.inf]), "infinite"),
+    "not a number": (torch.tensor([torch.nan, 1.0]), "not a number"),
+    "beyond float32": (torch.tensor([1e300], dtype=torch.float64), "beyond float32"),
+    "complex": (torch.ones(2, dtype=torch.complex64), "complex64"),
+    "whole numbers": (torch.ones(2, dtype=torch.int64), "of type torch.int64"),
+    "truth values": (torch.ones(2, dtype=torch.bool), "of type torch.bool"),
+    "sparse": (torch.eye(3).to_sparse(), "nested or sparse"),
+    "nested": (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested or sparse"),
+    "quantised": (torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "quantised"),
+    "without values": (torch.ones(3, device="meta"), "no values"),
+    "expanded": (torch.zeros(1).expand(10**9, 7), "fewer numbers than that"),
+    "index of floats": (torch.ones(3), "is an index buffer"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tensor_that_is_no_weight_is_refused_by_name(kind, tmp_path):
+    tensor, message = KINDS[kind]
+    name = "blocks.0.relative_position_index" if kind == "index of floats" else "blocks.0.weight"
+    torch.save({"model": {"fine": torch.ones(2), name: tensor}}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=rf"file\.pth: the tensor {name}.*{message}"):
+        read_checkpoint(tmp_path / "file.pth")
+
+
+def test_index_buffers_of_whole_numbers_are_read(tmp_path):
+    buffers = {"norm.num_batches_tracked": torch.tensor(3), "attn.relative_position_index": torch.arange(4)}
+    torch.save(buffers, tmp_path / "file.pth")
+    assert_same(read_checkpoint(tmp_path / "file.pth").state_dict, buffers)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    torch.save({"model": {(1, 2): torch.ones(2)}}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match=r"file\.pth has the key \(1, 2\), which is no text"):
+        read_checkpoint(tmp_path / "file.pth")
+
+
+def test_tied_weights_are_read_and_each_gets_its_own_numbers(tmp_path):
+    weight = torch.randn(30, 40)
+    torch.save({"one": weight, "two": weight}, tmp_path / "file.pth")
+    state_dict = read_checkpoint(tmp_path / "file.pth").state_dict
+    assert_same(state_dict, {"one": weight, "two": weight})
+    assert state_dict["one"].data_ptr() != state_dict["two"].data_ptr()
+
+
+def test_a_weight_under_thousands_of_names_is_refused(tmp_path):
+    weight = torch.randn(300, 400)
+    torch.save({f"blocks.{number}.weight": weight for number in range(2000)}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match="tensors share their numbers"):
+        read_checkpoint(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", "[1, 2]", "holds a list"),
+        ("config.json", "[" * 100_000, "nested too deep"),
+        ("config.json", '{"image_size": Infinity}', "Infinity is no number"),
+        ("config.json", '{"image_size": 32, "image_size": 64}', "'image_size' stands twice"),
+        ("config.json", " " * 17 * 2**20, "more than 16,777,216 bytes"),
+        ("config.json", b"\xff\xfe", "no text in UTF-8"),
+        ("model.safetensors.index.json", "[]", "no weight_map"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 5}}', "no weight_map"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "x\\u0000.safetensors"}}', "outside its folder"),
+    ],
+)
+def test_a_config_or_an_index_that_is_none_is_refused_by_name(file, content, message, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=f"{tmp_path}/{file}.*{message}"):
         read_checkpoint(tmp_path)

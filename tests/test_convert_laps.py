@@ -114,8 +114,8 @@ CONFIGS = {
     "network of the other backbone": ({"NET": "TokShift"}, "TokShift.*weights are those of a visformer"),
     "no divisor": ({"FOLD_DIV": None}, "FOLD_DIV"),
     "no levels": ({"S3_SKIP_LEVEL": None}, "S3_SKIP_LEVEL"),
-    "level of no list": ({"S2_SKIP_LEVEL": 3}, "no list of leap levels under MODEL.S2_SKIP_LEVEL"),
-    "divisor of no number": ({"FOLD_DIV": "four"}, "shift_div"),
+    "level of no list": ({"S2_SKIP_LEVEL": 3}, "x.yaml: S2_SKIP_LEVEL is 3; a list is needed"),
+    "divisor of no number": ({"FOLD_DIV": "four"}, "x.yaml: FOLD_DIV is 'four'; a whole number"),
     "level that cannot be": ({"S2_SKIP_LEVEL": [4]}, "Leap level 4.*possible levels are"),
 }
 

@@ -24,7 +24,7 @@ LONGEST_FUNCTION = {"hf_tps": 60, "conversion": 80, "examples": 80}
 FLOORS = {
     "functions": (
         *("index_cache", "window_layout", "temporal_shift", "leap_attention", "token_merging", "cpu_pieces"),
-        "plain_text",
+        *("plain_text", "text_files", "torch_files"),
         *("frame_sampling", "video_sources", "video_reading", "checkpoint_reading"),
     ),
     "layers": ("layers", "vit_layers", "image_weights"),

@@ -161,7 +161,7 @@ def test_the_360_pixel_visformer_of_the_release_can_be_made():
         ({"attention_scope": "all"}, "attention_scope is one of"),
         ({"shift": "patch"}, "shift is one of"),
         ({"shift": "token"}, "only backbone='vit' has"),
-        ({"view_aggregation": "mean"}, "view_aggregation is one of"),
+        ({"view_aggregation": "mean"}, "view_aggregation is 'probabilities' or 'logits'"),
         ({"depths": (12,)}, "depths of a visformer has 3 numbers"),
         ({"backbone": "vit", "depths": (7, 4, 4)}, "depths of a vit has 1 numbers"),
         ({"num_heads": 7}, "multiple of num_heads=7"),

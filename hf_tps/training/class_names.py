@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .text import read_json, read_text, some
+from ..text_files import LARGEST_CONFIG, read_json, read_text
+from .text import some
 
 NO_FLIP_PRESETS = {
     # Exactly Something-Something-v2's six classes that a mirror turns into another one (86, 87, 93, 94, 166, 167).
@@ -27,9 +28,9 @@ def read_class_names(path: str | Path) -> list[str]:
     """
     path = Path(path)
     if path.suffix.lower() == ".json":
-        names = _names_from_json(read_json(path), path)
+        names = _names_from_json(read_json(path, LARGEST_CONFIG), path)
     else:
-        names = [line.strip() for line in read_text(path).rstrip().splitlines()]
+        names = [line.strip() for line in read_text(path, LARGEST_CONFIG).rstrip().splitlines()]
     if not all(names):
         raise ValueError(
             f"{path}: every class needs a name, and id {names.index('')} has an empty one (ids count from 0)."
@@ -45,7 +46,7 @@ def read_class_names(path: str | Path) -> list[str]:
 def _names_from_json(content: Any, path: Path) -> list[str]:
     if isinstance(content, list) and all(isinstance(name, str) for name in content):
         return [name.strip() for name in content]
-    if not isinstance(content, dict) or not all(isinstance(value, str | int) for value in content.values()):
+    if not isinstance(content, dict) or not all(type(value) in (str, int) for value in content.values()):
         raise ValueError(f"{path} must be a JSON list of class names, or a JSON object between names and ids.")
     by_key = _by_id(list(content.items())) if all(isinstance(value, str) for value in content.values()) else None
     by_value = _by_id([(str(value), key) for key, value in content.items()])
@@ -61,7 +62,7 @@ def _names_from_json(content: Any, path: Path) -> list[str]:
 
 def _by_id(pairs: list[tuple[str, str]]) -> list[str] | None:
     """The names of pairs (id, name) in the order of the ids; None if those are not 0, 1, 2, ..."""
-    if not all(number.isdecimal() for number, _ in pairs):
+    if not all(number.isdecimal() and len(number) < 10 for number, _ in pairs):
         return None
     names = {int(number): name.strip() for number, name in pairs}
     return [names[number] for number in range(len(pairs))] if sorted(names) == list(range(len(pairs))) else None

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from ..text_files import read_json, read_text
 from .class_names import default_class_names, match_labels, read_class_names, without_brackets
-from .text import read_json, read_text, some
+from .text import some
 
 logger = logging.getLogger(__name__)
 
