@@ -1,15 +1,10 @@
 """What every converter shares: the command line, class names, and writing a checked folder in one step."""
 
 import argparse
-import fcntl
-import glob
 import hashlib
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +19,7 @@ from hf_tps.configuration_base import check_num_labels as check_number_of_classe
 from hf_tps.plain_text import printable
 from hf_tps.training.class_names import read_class_names
 from hf_tps.training.published import NUM_CLASSES, InputSettings
+from hf_tps.training.staging import staging_folder
 
 HEADS_FLAG = "--num_attention_heads"
 # A model may need so many times the bytes of its file: another number of frames or pixels, a new head of many classes.
@@ -364,7 +360,6 @@ def write_folder(converted: Converted, arguments: argparse.Namespace) -> None:
     """
     output_dir = arguments.output_dir.resolve()  # where a symbolic link leads
     try:
-        output_dir.parent.mkdir(parents=True, exist_ok=True)
         with staging_folder(output_dir) as staging:
             torch.manual_seed(0)  # for the classifier of an image checkpoint, the one part that may be new
             model = converted.model_class.from_pretrained(
@@ -383,49 +378,6 @@ def write_folder(converted: Converted, arguments: argparse.Namespace) -> None:
     for note in converted.notes:
         print(f"  note: {note}")
     print(f"written to {printable(arguments.output_dir)}, loaded back without a missing, unexpected or changed tensor")
-
-
-@contextmanager
-def staging_folder(output_dir: Path) -> Iterator[Path]:
-    """A folder beside `output_dir` for the time of a conversion, gone after it; those of killed conversions go too.
-
-    Whoever owns a folder holds a lock on it until the process ends, so that a folder without a lock is nobody's. A
-    lock on the parent keeps another conversion from finding the folder before its own lock is there.
-    """
-    prefix = f".{output_dir.name}-hf_tps-"
-    with locked(output_dir.parent, wait=True):
-        for left in output_dir.parent.glob(f"{glob.escape(prefix)}*"):
-            with locked(left, wait=False) as unowned:
-                if unowned:
-                    shutil.rmtree(left, ignore_errors=True)
-        staging = Path(tempfile.mkdtemp(prefix=prefix, dir=output_dir.parent))
-        lock = os.open(staging, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks: then nobody removes what is left over either
-            fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        os.close(lock)
-
-
-@contextmanager
-def locked(folder: Path, wait: bool) -> Iterator[bool]:
-    """Hold the lock of a folder; whether it could be had."""
-    try:
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # somebody has it, or the file system has no locks
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(lock)
 
 
 def check_written(folder: Path, model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> None:

@@ -1,15 +1,14 @@
 """Clips that hang on seed, epoch and place alone, broken videos, the cache of decoded frames."""
 
-import fcntl
 import json
 import math
-import os
 import resource
-import time
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from torch.utils.data import DataLoader
 
 import hf_tps
@@ -281,15 +280,17 @@ def test_two_that_make_the_same_cache_at_the_same_time_both_get_it(folder, tmp_p
 
 
 def test_what_a_killed_writer_left_is_removed_and_that_of_a_living_one_stays(folder, tmp_path):
-    long_ago = time.time() - 1000
+    videos = read_class_folders(folder)
+    FrameCache.of(videos, tmp_path)
+    (complete,) = tmp_path.iterdir()
+    shutil.rmtree(complete)
     for name in ("killed", "living"):
-        (tmp_path / f".frames-{name}").mkdir()
-        (tmp_path / f".frames-{name}" / "frames.bin").write_bytes(b"some")
-        os.utime(tmp_path / f".frames-{name}" / "frames.bin", (long_ago, long_ago))
-    with open(tmp_path / ".frames-living" / "frames.bin", "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        FrameCache.of(read_class_folders(folder), tmp_path)
-        assert [path.name for path in tmp_path.glob(".*")] == [".frames-living"]
+        (tmp_path / f".{complete.name}-hf_tps-{name}").mkdir()
+        (tmp_path / f".{complete.name}-hf_tps-{name}.lock").touch()
+    with FileLock(tmp_path / f".{complete.name}-hf_tps-living.lock"):
+        FrameCache.of(videos, tmp_path)
+        left = {path.name for path in tmp_path.glob(".*")}
+        assert left == {f".{complete.name}-hf_tps-living", f".{complete.name}-hf_tps-living.lock"}
 
 
 @pytest.mark.parametrize("kilobytes", [0, 0.1, 50])

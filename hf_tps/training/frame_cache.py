@@ -1,14 +1,11 @@
 """Decoded frames on disk: small videos are decoded once, not in every epoch of every run."""
 
-import fcntl
 import hashlib
 import json
 import logging
 import math
 import os
-import secrets
 import shutil
-import time
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -18,16 +15,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..text_files import read_json
 from ..video_reading import read_video
 from .files import writing
-from .text import first_line, read_json
+from .staging import staging_folder
+from .text import first_line
 from .video_lists import LabelledVideos
 
 logger = logging.getLogger(__name__)
 
 INDEX, FRAMES = "index.json", "frames.bin"
-# A writer has the lock of its file much sooner after it made it.
-SECONDS_TO_LOCK = 5
 
 
 class FrameCache:
@@ -84,19 +81,13 @@ class FrameCache:
             except (ValueError, OSError) as error:
                 logger.warning("%s The videos are decoded anew.", error)
                 shutil.rmtree(complete, ignore_errors=True)
-        _remove_abandoned(Path(folder))
-        begun = complete.with_name(f".{complete.name}.{secrets.token_hex(4)}")
-        try:
-            with writing(complete):
-                begun.mkdir(parents=True)
-                _decode_all(videos, begun, num_workers)
-                try:
-                    begun.rename(complete)
-                except OSError:
-                    if not complete.is_dir():  # else another process was faster
-                        raise
-        finally:
-            shutil.rmtree(begun, ignore_errors=True)
+        with writing(complete), staging_folder(complete) as begun:
+            _decode_all(videos, begun, num_workers)
+            try:
+                begun.rename(complete)
+            except OSError:
+                if not complete.is_dir():  # else another process was faster
+                    raise
         return cls._of_as_many(videos, complete)
 
     @classmethod
@@ -120,19 +111,6 @@ def _read_index(folder: Path) -> list[dict]:
     return entries
 
 
-def _remove_abandoned(folder: Path) -> None:
-    """Remove what processes left behind that died while they decoded: nobody holds the lock of their file."""
-    for begun in folder.glob(".frames-*"):
-        try:
-            with open(begun / FRAMES, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # One that has just begun may not have its lock yet.
-                if time.time() - os.fstat(file.fileno()).st_mtime > SECONDS_TO_LOCK:
-                    shutil.rmtree(begun, ignore_errors=True)
-        except OSError:  # locked, or gone in the meantime
-            continue
-
-
 class _WholeVideos(Dataset):
     def __init__(self, videos: LabelledVideos) -> None:
         self.videos = videos
@@ -152,7 +130,6 @@ def _decode_all(videos: LabelledVideos, folder: Path, num_workers: int) -> None:
     position = 0
     loader = DataLoader(_WholeVideos(videos), batch_size=None, num_workers=num_workers, generator=torch.Generator())
     with open(folder / FRAMES, "wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
         for done, frames in enumerate(tqdm(loader, desc="decoding", unit="video", disable=None), start=1):
             if isinstance(frames, str):
                 entries.append({"error": frames})

@@ -17,10 +17,10 @@ from ..modeling_sttm import STTMForVideoClassification
 from ..modeling_tps import TPSForVideoClassification
 from ..modeling_video_shift import VideoShiftForVideoClassification
 from ..modeling_xvit import XViTForVideoClassification
+from ..text_files import read_json
 from ..video_processing_tps import TPSVideoProcessor
 from .files import reading
 from .published import NORMALISATION_WITHOUT_A_FILE, short_side
-from .text import read_json
 
 logger = logging.getLogger(__name__)
 

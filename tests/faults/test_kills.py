@@ -8,6 +8,6 @@ from tests.faults.sandbox import failures, run_cases
 
 @pytest.mark.parametrize("cases", [kill_cases, full_disk_cases])
 def test_what_was_broken_off_is_taken_up_again_bit_for_bit_or_leaves_nothing(cases):
-    results = list(run_cases(cases(seed=1, number=3)))
-    assert len(results) == 3
+    results = list(run_cases(cases(seed=1, number=4)))
+    assert len(results) == 4
     assert not failures(results), failures(results)

@@ -208,7 +208,7 @@ class Shown(NamedTuple):
 
 def plain_decode(data: bytes, container_format: str, held: int = 0) -> Shown:
     """Everything that decodes, from start to end; the decoder does not get its last `held` frames back."""
-    frames, times, signs = [], [], 0
+    frames, times, signs, matrices = [], [], 0, {}
     last = collections.deque(maxlen=held)
     with av.open(io.BytesIO(data), format=container_format, metadata_errors="replace") as container:
         streams = [
@@ -232,8 +232,10 @@ def plain_decode(data: bytes, container_format: str, held: int = 0) -> Shown:
                 signs += frame.is_corrupt
                 times.append(frame.pts)
                 pixels = frame.reformat(format="rgb24", threads=1, **size).to_ndarray()
-                matrix = frame.side_data.get("DISPLAYMATRIX")
-                frames.append(pixels if matrix is None else _upright(pixels, np.frombuffer(matrix, np.int32)))
+                if frame.rotation not in matrices:  # side data hold their frame until the garbage collector comes
+                    matrices[frame.rotation] = bytes(frame.side_data.get("DISPLAYMATRIX") or b"")
+                matrix = np.frombuffer(matrices[frame.rotation], np.int32)
+                frames.append(_upright(pixels, matrix) if len(matrix) else pixels)
 
 
 @functools.cache
