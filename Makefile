@@ -1,6 +1,7 @@
 # For a fresh machine with python3 and make:
 #   make demo       trains a small model on videos of motion and lets it name unseen ones (VIDEO=your.mp4: yours as well)
 #   make test       lint, format check and all tests
+#   make faults     broken videos, broken checkpoints, kills and full disks, thousands of them (a quarter of an hour)
 #   make evidence   trains every family with and without time on these videos: within the hour on 2 cores
 #   make ablations  the TPS ablations in small, within another
 #   make benchmark  latency and memory beside the models of Transformers (ARGUMENTS passes options on)
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 # What was asked for; when it changes, the environment is brought up to date.
 WANTED := $(TORCH) $(TRANSFORMERS)
 
-.PHONY: demo test evidence ablations benchmark lint format clean
+.PHONY: demo test faults evidence ablations benchmark lint format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/demo.py $(if $(VIDEO),"$(VIDEO)")
@@ -29,6 +30,9 @@ ablations: $(VENV)/.ready
 
 test: lint
 	$(BIN)/python -m pytest tests
+
+faults: $(VENV)/.ready
+	$(BIN)/python -m tests.faults $(ARGUMENTS)
 
 benchmark: $(VENV)/.ready
 	$(BIN)/python examples/benchmarks/benchmark.py $(ARGUMENTS)

@@ -338,7 +338,7 @@ class _Video:
         `strict` makes an error of all damage that the decoder notices.
         """
         self.file.seek(0)
-        # With room for rows and columns that decoders add. What a file declares is compared with the exact number below.
+        # With room for what decoders add at the edges. The size that a file declares is compared exactly, below.
         limit = {"max_pixels": str(min(self.max_frame_pixels * 5 // 4 + 2**16, 2**31 - 1))}
         try:
             # The limit holds while FFmpeg probes the file, too, which may decode a frame. Tags come in any encoding.

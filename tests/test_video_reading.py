@@ -468,6 +468,10 @@ def server(mp4):
                 self.send_response(302)
                 self.send_header("Location", path.removeprefix("/redirect/"))
                 self.end_headers()
+            elif path.startswith("/away/"):
+                self.send_response(302)
+                self.send_header("Location", f"{path.removeprefix('/away/')}://127.0.0.1/clip.mp4?token=secret")
+                self.end_headers()
             elif path == "/endless.mp4":
                 self.send_response(200)
                 self.end_headers()
@@ -564,7 +568,8 @@ def test_server_that_sends_a_byte_now_and_then_is_given_up(name, server, downloa
     "address",
     [
         "{server}/echo.mp4?token=secret",  # the server repeats it
-        "{server}/redirect/ftp://127.0.0.1/clip.mp4%3Ftoken=secret?token=secret",
+        "{server}/away/ftp?token=secret",
+        "{server}/away/data?token=secret",
         "{server}/clip .mp4?token=secret",  # urllib repeats it
         "{server}/clip\n.mp4?token=secret",
         "http://user:secret@127.0.0.1:1/clip.mp4?token=secret#secret",
