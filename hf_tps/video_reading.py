@@ -37,6 +37,7 @@ MAX_FRAME_PIXELS = 8192 * 4320
 SUPPORTED = "MP4/MOV, Matroska/WebM, AVI, MPEG-TS, MPEG-PS, FLV, Ogg, ASF/WMV and GIF"
 
 _SNIFF_BYTES = 1024
+_WITHOUT_HEADER = ("mpegts", "mpeg", "flv")
 _MAX_BOXES = 1_000_000
 _MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
@@ -340,9 +341,12 @@ class _Video:
         self.file.seek(0)
         # With room for what decoders add at the edges. The size that a file declares is compared exactly, below.
         limit = {"max_pixels": str(min(self.max_frame_pixels * 5 // 4 + 2**16, 2**31 - 1))}
+        # FFmpeg may decode a frame while it probes the file: the limit holds there, too. Not where streams are found on
+        # the way, since PyAV before 18 crashes then; of their codecs none packs a large frame into little.
+        probing = {} if self.demuxer in _WITHOUT_HEADER else limit
         try:
-            # The limit holds while FFmpeg probes the file, too, which may decode a frame. Tags come in any encoding.
-            container = av.open(self.file, format=self.demuxer, options=limit, metadata_errors="replace")
+            # Tags come in any encoding.
+            container = av.open(self.file, format=self.demuxer, options=probing, metadata_errors="replace")
         except av.error.FFmpegError as error:
             raise ValueError(
                 f"{self.name}: cannot be read as {self.demuxer}, the file is damaged or incomplete "
