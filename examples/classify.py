@@ -18,6 +18,7 @@ from transformers.video_processing_utils import VideoProcessorMixin
 import hf_tps  # noqa: F401  (registers its models with the Auto classes)
 from hf_tps.training.console import exit_code, print_error
 from hf_tps.training.files import whole_file
+from hf_tps.video_sources import name_of
 
 FRAMES_IN_PICTURE = 8
 
@@ -76,7 +77,7 @@ def classify(
 
 def print_table(video: str, classes: list[tuple[str, float]]) -> None:
     width = max(len(label) for label, _ in classes)
-    print(video)
+    print(name_of(video))
     for rank, (label, score) in enumerate(classes, start=1):
         print(f"  {rank:>2}  {label:<{width}}  {score:7.2%}")
 

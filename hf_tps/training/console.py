@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..plain_text import printable
+from ..video_sources import name_of
 from .files import is_file_error
 from .text import first_line
 
@@ -18,12 +19,16 @@ def start_logging(main_process: bool) -> None:
 
 
 def print_error(error: Exception, about: str = "") -> None:
-    """Say what went wrong, and with what; a library's advice on the lines after the first one is kept."""
+    """Say what went wrong, and with what (a path or an address) unless the error begins with it.
+
+    A library's advice on the lines after the first one is kept.
+    """
     lines = [first_line(error), *(printable(line) for line in str(error).splitlines()[1:])]
     if not isinstance(error, ValueError | OSError):
         lines = lines[:1]  # the rest is a trace of C++ functions
     reason = "\n".join(lines)
-    print(f"error: {printable(about)}: {reason}" if about else f"error: {reason}", file=sys.stderr)
+    name = name_of(about)
+    print(f"error: {reason}" if reason.startswith(name) else f"error: {name}: {reason}", file=sys.stderr)
 
 
 def exit_code(work: Callable[..., None], *arguments: Any) -> int:
