@@ -93,7 +93,7 @@ def test_what_cannot_be_shown_is_said(work, capsys):
 def test_a_damaged_model_is_one_line(file, work, capsys):
     (work / "plain" / file).write_bytes((work / "plain" / file).read_bytes()[:-100])
     assert show_merging.main(["clip.mp4", "--model", "plain"]) == 1
-    assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("error: plain: ")]) == 1
+    assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("error: plain")]) == 1
 
 
 def test_a_picture_that_the_disk_cannot_hold_is_one_line_and_no_file(work, capsys):
