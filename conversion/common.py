@@ -18,7 +18,7 @@ import hf_tps
 from hf_tps.configuration_base import check_num_labels as check_number_of_classes
 from hf_tps.plain_text import printable
 from hf_tps.training.class_names import read_class_names
-from hf_tps.training.published import NUM_CLASSES, InputSettings
+from hf_tps.training.published import NUM_CLASSES, PublishedSettings
 from hf_tps.training.staging import staging_folder
 
 HEADS_FLAG = "--num_attention_heads"
@@ -246,7 +246,7 @@ def new_head_labels(arguments: argparse.Namespace, known: dict[str, str]) -> int
 
 
 def processor_settings(
-    config: PreTrainedConfig, published: dict[str, InputSettings], data_set: str | None, default: str
+    config: PreTrainedConfig, published: dict[str, PublishedSettings], data_set: str | None, default: str
 ) -> dict:
     """Settings of the processor: the release's test on the data set, or on the `default` one with a warning.
 

@@ -90,6 +90,7 @@ SETTINGS: dict[str, Check] = {
 }
 # Tests of the release (configs/custom/k400) by backbone and data set, and the one data set
 PUBLISHED, DEFAULT = {"visformer": data_sets_of("laps"), "vit": data_sets_of("laps-vit")}, "k400"
+TOKSHIFT = data_sets_of("tokshift")
 
 
 def convert(arguments: argparse.Namespace) -> Converted:
@@ -178,7 +179,8 @@ def convert_weights(
 
     converted = {f"{prefix}{name}": tensor for name, tensor in weights.items()}
     converted.update({f"classifier.{name}": tensor for name, tensor in head.items()})
-    processor = processor_settings(config, PUBLISHED[backbone], arguments.data_set, DEFAULT)
+    published = TOKSHIFT if config.shift == "token" else PUBLISHED[backbone]
+    processor = processor_settings(config, published, arguments.data_set, DEFAULT)
     for field, name in (("image_mean", "MEAN"), ("image_std", "STD"), ("frame_interval", "SAMPLING_RATE")):
         processor[field] = settings.get(name) or processor[field]
     kind = settings.get("NET", "LAPS") if is_video else f"{backbone} image checkpoint"

@@ -73,9 +73,8 @@ SETTINGS: dict[str, dict[str, Check]] = {
 }
 # What the release's configs say of the mixing, for a file without a config
 MIXING = {
-    "k400": {"shift_div": 8, "segment_length": 8},
-    "k600": {"shift_div": 8, "segment_length": 8},
-    "ssv2": {"shift_div": 4, "segment_length": None},
+    data_set: {name: published.network[name] for name in ("shift_div", "segment_length")}
+    for data_set, published in PUBLISHED.items()
 }
 
 

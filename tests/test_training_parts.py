@@ -1,12 +1,15 @@
 """Recipes, parameter groups, schedules, protocols, metrics and views against what is written or counted by hand."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import ViTConfig, ViTModel
 
+from examples import finetune
 from hf_tps.training import arguments as flags
 from hf_tps.training.augmentation import CROPS
 from hf_tps.training.data import IGNORED_LABEL
@@ -51,7 +54,7 @@ def test_every_recipe_sets_flags_that_exist_and_builds_a_processor(name):
     assert flags.augmentation_settings(arguments, ["a", "b"]).flip == arguments.flip
     config = micro_models.config("tps")
     processor = load_processor(None, config, flags.processor_overrides(arguments))
-    assert processor.crop_size["height"] == 224
+    assert processor.crop_size["height"] == RECIPES[name].settings["crop_size"]
     assert list(processor.image_mean) == RECIPES[name].settings["image_mean"]
 
 
@@ -95,7 +98,130 @@ def test_the_published_numbers():
         0.3,
         0.03,
     )
-    assert (laps.settings["weight_decay"], laps.settings["lr_milestones"], laps.total_batch_size) == (0, [10, 15], 400)
+    assert (laps.settings["weight_decay"], laps.settings["lr_milestones"], laps.total_batch_size) == (0, [10, 15], None)
+    assert RECIPES["tokshift-k400"].settings["frame_interval"] == 32
+    assert RECIPES["laps-vit-384-k400"].settings["crop_short_side"] == [384, 512]
+
+
+# clips of a GPU, and the learning rate of the released config
+VIT_CONFIGS = {"laps-vit-k400": (18, 0.18), "laps-vit-384-k400": (3, 0.03), "tokshift-k400": (24, 0.24)}
+
+
+@pytest.mark.parametrize("name", VIT_CONFIGS)
+def test_the_batches_of_the_vit_recipes_fit_the_formula_of_their_rates(name):
+    clips, rate = VIT_CONFIGS[name]
+    gpus = RECIPES[name].total_batch_size / (10 * clips)
+    assert RECIPES[name].settings["learning_rate"] == rate
+    assert RECIPES[name].settings["gradient_accumulation_steps"] == 10
+    assert 0.1 / 42 * clips * gpus == pytest.approx(rate, rel=0.05)
+
+
+@pytest.mark.parametrize("name", [name for name, recipe in RECIPES.items() if recipe.total_batch_size is None])
+def test_a_rate_for_an_unknown_batch_is_not_scaled(name, capsys):
+    assert RECIPES[name].network["backbone"] == "visformer"
+    with pytest.raises(SystemExit):
+        finetune.parse_arguments(["--output_dir", "out", "--recipe", name, "--scale_learning_rate"])
+    assert "how many GPUs" in capsys.readouterr().err
+    assert "clips" not in flags.describe_recipe(parse("--recipe", name, "--from_image", "laps"), 8)
+
+
+# --- networks of recipes ---------------------------------------------------------------------------------------------
+
+
+def folder_of(family: str, folder: Path, **fields) -> str:
+    micro_models.config(family, **fields).save_pretrained(folder)
+    return str(folder)
+
+
+def model_of(*argv: str):
+    return flags.build_model(parse(*argv), ["a", "b"])[0]
+
+
+def test_a_recipe_sets_the_network_of_a_config_and_a_flag_overrides_it(tmp_path):
+    source = folder_of("xvit", tmp_path, shift_div=2, hidden_size=32)
+    config = model_of("--recipe", "xvit-k400", "--config_name", source).config
+    assert (config.shift_div, config.segment_length, config.num_temporal_embeddings) == (8, 8, 8)
+    assert (config.hidden_size, config.num_frames) == (32, 16)
+    argv = ("--recipe", "xvit-k400", "--config_name", source, "--config_overrides", "shift_div=4")
+    config = model_of(*argv).config
+    assert (config.shift_div, config.segment_length) == (4, 8)
+    text = flags.describe_recipe(parse(*argv), 64)
+    assert "xvit shift_div = 4  (the recipe: 8)" in text
+    assert "xvit segment_length = 8\n" in text
+
+
+def test_the_network_of_trained_video_weights_stays_and_the_difference_is_said(tmp_path, caplog):
+    model = micro_models.classifier("xvit", num_frames=16, num_temporal_embeddings=8)
+    model.save_pretrained(tmp_path)
+    argv = ("--recipe", "xvit-k400", "--model_name_or_path", str(tmp_path))
+    assert model_of(*argv).config.shift_div == 4
+    said = [record.getMessage() for record in caplog.records if "where the recipe xvit-k400" in record.getMessage()]
+    assert len(said) == 2
+    assert "shift_div=4 where the recipe xvit-k400 has 8" in said[0]
+    assert "segment_length=None" in said[1]
+    assert "the network is that of the checkpoint" in flags.describe_recipe(parse(*argv), 64)
+    caplog.clear()
+    assert model_of(*argv, "--config_overrides", "shift_div=2,segment_length=8").config.shift_div == 2
+    assert "where the recipe" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "family", "fields", "found"),
+    [
+        ("tps-ssv2", "xvit", {}, "'xvit'"),
+        ("laps-k400", "laps", micro_models.LAPS_VIT, "'laps on vit'"),
+        ("tokshift-k400", "laps", {}, "'laps on visformer'"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_recipe_is_refused_with_both_names(recipe, family, fields, found, tmp_path):
+    source = folder_of(family, tmp_path, **fields)
+    for flag in ("--config_name", "--model_name_or_path"):
+        with pytest.raises(ValueError, match=f"{recipe} trains .*{found}"):
+            model_of("--recipe", recipe, flag, source)
+
+
+@pytest.mark.parametrize(
+    ("argv", "found"),
+    [
+        (["--from_image", "tps"], "'tps'"),
+        (["--sttm_keep_ratio", "0.5"], "'sttm'"),
+        (["--from_image", "shift"], "shift"),
+    ],
+)
+def test_what_a_start_becomes_must_fit_the_recipe(argv, found):
+    with pytest.raises(ValueError, match=f"xvit-k400 trains .*{found}"):
+        model_of("--recipe", "xvit-k400", "--model_name_or_path", "somewhere", *argv)
+
+
+def image_vit(folder: Path) -> str:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    ViTModel(ViTConfig(image_size=32, patch_size=8, **sizes), add_pooling_layer=False).save_pretrained(folder)
+    return str(folder)
+
+
+def test_image_weights_become_the_network_of_the_recipe(tmp_path):
+    source = image_vit(tmp_path)
+    config = model_of("--recipe", "tokshift-k400", "--from_image", "laps", "--model_name_or_path", source).config
+    assert (config.backbone, config.attention_scope, config.shift, config.shift_div) == ("vit", "frame", "token", 4)
+    config = model_of("--recipe", "xvit-k600", "--from_image", "xvit", "--model_name_or_path", source).config
+    assert (config.shift_div, config.segment_length) == (8, 8)
+    with pytest.raises(ValueError, match="--recipe laps-k400: .*backbone=vit"):
+        model_of("--recipe", "laps-k400", "--from_image", "laps", "--model_name_or_path", source)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "mean"),
+    [
+        ("laps", {}, (0.486, 0.457, 0.407)),
+        ("laps", micro_models.LAPS_VIT, (0.5, 0.5, 0.5)),
+        ("xvit", {}, (0.5, 0.5, 0.5)),
+        ("video_shift", {}, (0.5, 0.5, 0.5)),
+        ("tps", {}, (0.485, 0.456, 0.406)),
+    ],
+)
+def test_a_start_without_a_processor_has_the_normalisation_of_its_image_model(family, fields, mean):
+    processor = load_processor(None, micro_models.config(family, **fields), {})
+    assert tuple(processor.image_mean) == mean
 
 
 # --- optimization ----------------------------------------------------------------------------------------------------

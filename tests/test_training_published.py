@@ -4,6 +4,7 @@ import pytest
 
 from conversion import convert_laps, convert_tps, convert_xvit
 from conversion.common import processor_settings
+from hf_tps import FAMILIES
 from hf_tps.training.protocols import PROTOCOLS
 from hf_tps.training.published import IMAGENET, NUM_CLASSES, PUBLISHED, VISFORMER, data_sets_of, short_side
 from hf_tps.training.recipes import RECIPES
@@ -56,6 +57,17 @@ def test_recipe_and_converter_agree_where_they_name_the_same(model, data_set):
         assert (list(value) if isinstance(value, tuple) else value) == recipe[name], name
 
 
+@pytest.mark.parametrize("entry", PUBLISHED)
+def test_the_network_of_each_entry_can_be_built(entry):
+    published = PUBLISHED[entry]
+    config_class = next(config for config, _, _ in FAMILIES if config.model_type == published.model_type)
+    config = config_class(num_frames=published.num_frames, **published.network)
+    assert {name: getattr(config, name) for name in published.network} == published.network
+    # the defaults of a class are the release's network, but for XViT, which has two
+    if entry[0] in ("tps", "laps") or entry == ("xvit", "ssv2"):
+        assert config == config_class(num_frames=published.num_frames)
+
+
 @pytest.mark.parametrize(("model", "data_set"), CONVERTED)
 def test_the_converters_views_are_a_protocol_of_the_data_set(model, data_set):
     converted = converted_settings(model, data_set)
@@ -85,5 +97,7 @@ def test_the_published_numbers():
     assert (PUBLISHED["xvit", "ssv2"].num_clips, PUBLISHED["xvit-paper", "ssv2"].num_clips) == (2, 1)
     assert (PUBLISHED["laps", "k400"].num_clips, PUBLISHED["laps", "k400"].normalisation) == (10, VISFORMER)
     assert VISFORMER.image_mean != IMAGENET.image_mean
+    assert (PUBLISHED["laps", "k400"].frame_interval, PUBLISHED["tokshift", "k400"].frame_interval) == (8, 32)
+    assert PUBLISHED["laps-360", "k400"].network["leap_levels"] == ((1, 2, 3, 4), (5, 1, 2, 3))
     assert {entry.num_crops for entry in PUBLISHED.values()} == {3}
     assert short_side(224) == 256

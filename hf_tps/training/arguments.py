@@ -4,14 +4,16 @@ The one file here that speaks of flags: the others name what they are given, and
 """
 
 import argparse
+import logging
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..configuration_sttm import STTMConfig
 from ..video_processing_tps import TPSVideoProcessor
 from .augmentation import CROPS, AugmentationSettings, ClipAugmentation
 from .class_names import never_flipped
@@ -21,7 +23,17 @@ from .hub_datasets import StreamedVideos, read_hub_dataset
 from .optimization import NO_DECAY_RULES
 from .published import short_side
 from .recipes import RECIPES, recipe_named
-from .starting_points import FROM_IMAGE, check_model, freeze_backbone, load_model, load_processor, parse_overrides
+from .starting_points import (
+    FROM_IMAGE,
+    check_fits_recipe,
+    check_model,
+    differences_from_recipe,
+    freeze_backbone,
+    load_config,
+    load_model,
+    load_processor,
+    parse_overrides,
+)
 from .video_lists import (
     LabelledVideos,
     check_files,
@@ -33,6 +45,8 @@ from .video_lists import (
 
 if TYPE_CHECKING:  # imported where it is used: it takes seconds
     import datasets
+
+logger = logging.getLogger(__name__)
 
 SAMPLING_FLAGS = ("sampling", "frame_interval", "index_rule", "past_end", "clip_placement", "image_mean", "image_std")
 
@@ -198,15 +212,26 @@ def describe_recipe(arguments: argparse.Namespace, total_batch_size: int) -> str
     """What a recipe set, what was overridden, and what the paper did otherwise."""
     recipe = recipe_named(arguments.recipe)
     lines = [f"recipe {arguments.recipe}: {recipe.source}"]
-    for name, value in recipe.settings.items():
-        used = getattr(arguments, name)
-        lines.append(f"  {name} = {used}" + ("" if used == value else f"  (the recipe: {value})"))
+    used = vars(arguments)
+    if begins_with_trained_video_weights(arguments):
+        lines.append("  the network is that of the checkpoint")
+    else:
+        lines += _lines(recipe.network, config_overrides(arguments), f"{recipe.model_type} ")
+    lines += _lines(recipe.settings, used)
     lines += [f"  note: {note}" for note in recipe.deviations]
-    if total_batch_size != recipe.total_batch_size:
+    if recipe.total_batch_size not in (None, total_batch_size):
         remedy = " (scaled)." if arguments.scale_learning_rate else "; --scale_learning_rate scales it."
         batches = f"batches of {recipe.total_batch_size} clips, these have {total_batch_size}"
         lines.append(f"  note: its learning rate is for {batches}{remedy}")
     return "\n".join(lines)
+
+
+def _lines(wanted: Mapping[str, Any], used: Mapping[str, Any], beginning: str = "") -> list[str]:
+    """One line for each value of a recipe that names the one in use, if that is another."""
+    return [
+        f"  {beginning}{name} = {used[name]}" + ("" if used[name] == value else f"  (the recipe: {value})")
+        for name, value in wanted.items()
+    ]
 
 
 def _load_split(
@@ -310,10 +335,19 @@ def read_training_stream(
     return stream, None if validation is None else _checked_validation(arguments, validation, stream.class_names)
 
 
+def begins_with_trained_video_weights(arguments: argparse.Namespace) -> bool:
+    """Whether the start is a finished video model, which keeps the network that its weights were trained in."""
+    return arguments.model_name_or_path is not None and arguments.from_image is None
+
+
 def config_overrides(arguments: argparse.Namespace) -> dict:
-    """Fields of the model's config that flags set."""
+    """Fields of the model's config that flags set, above those of a recipe's network where the start is none yet."""
+    recipe_name = getattr(arguments, "recipe", None)
+    overrides: dict[str, Any] = {}
+    if recipe_name is not None and not begins_with_trained_video_weights(arguments):
+        overrides |= recipe_named(recipe_name).network
     with about("--config_overrides"):
-        overrides = parse_overrides(arguments.config_overrides)
+        overrides |= parse_overrides(arguments.config_overrides)
     for name in ("num_frames", "drop_path_rate", "classifier_dropout"):
         if getattr(arguments, name, None) is not None:
             overrides[name] = getattr(arguments, name)
@@ -394,6 +428,11 @@ def check_training_arguments(parser: argparse.ArgumentParser, arguments: argpars
         )
     if arguments.scale_learning_rate and arguments.recipe is None:
         parser.error("--scale_learning_rate needs --recipe, whose batch size it scales from")
+    if arguments.scale_learning_rate and recipe_named(arguments.recipe).total_batch_size is None:
+        parser.error(
+            f"--scale_learning_rate: on how many GPUs the release trained {arguments.recipe} is not known, so neither "
+            "is the batch that its rate is for; set --learning_rate"
+        )
 
 
 def checkpoint_is_due(when: str, step: int, epoch_ends: bool, last: bool) -> bool:
@@ -410,19 +449,55 @@ def data_name(arguments: argparse.Namespace) -> str:
     return (arguments.train_dir or arguments.train_file).resolve().name
 
 
+def check_start_fits_recipe(arguments: argparse.Namespace) -> None:
+    """Refuse a start of another family than the recipe's, before anything is loaded.
+
+    Raises:
+        ValueError: naming both; also if a file cannot be read.
+    """
+    if arguments.from_image is not None:
+        source = f"--from_image {arguments.from_image}"
+        check_fits_recipe(arguments.recipe, FROM_IMAGE[arguments.from_image].config_class, source)
+        return
+    source = arguments.model_name_or_path or arguments.config_name
+    if source is None:
+        return  # refused, with the flags to give, where the model is loaded
+    if arguments.sttm_keep_ratio is not None:
+        check_fits_recipe(arguments.recipe, STTMConfig, "--sttm_keep_ratio")
+    check_fits_recipe(arguments.recipe, load_config(source, arguments.trust_remote_code), source)
+
+
+def warn_of_another_network(arguments: argparse.Namespace, config: PreTrainedConfig) -> None:
+    """Say where trained video weights have another network than the recipe's; it stays as it is."""
+    asked_for = config_overrides(arguments)
+    for name, (wanted, found) in differences_from_recipe(arguments.recipe, config).items():
+        if name not in asked_for:
+            logger.warning(
+                "%s has %s=%s where the recipe %s has %s; the checkpoint keeps it (--config_overrides changes it)",
+                *(arguments.model_name_or_path, name, found, arguments.recipe, wanted),
+            )
+
+
 def build_model(arguments: argparse.Namespace, class_names: Sequence[str]) -> tuple[PreTrainedModel, TPSVideoProcessor]:
     """The model that the flags of a training ask for, for these classes, and its processor."""
-    model = load_model(
-        class_names,
-        model_name_or_path=arguments.model_name_or_path,
-        config_name=arguments.config_name,
-        from_image=arguments.from_image,
-        sttm_keep_ratio=arguments.sttm_keep_ratio,
-        config_overrides=config_overrides(arguments),
-        attn_implementation=arguments.attn_implementation,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+    recipe_name = getattr(arguments, "recipe", None)
+    if recipe_name is not None:
+        check_start_fits_recipe(arguments)
+    # What image weights refuse may be the recipe's: its network on a ViT where the file is a Visformer.
+    with nullcontext() if recipe_name is None else about(f"--recipe {recipe_name}"):
+        model = load_model(
+            class_names,
+            model_name_or_path=arguments.model_name_or_path,
+            config_name=arguments.config_name,
+            from_image=arguments.from_image,
+            sttm_keep_ratio=arguments.sttm_keep_ratio,
+            config_overrides=config_overrides(arguments),
+            attn_implementation=arguments.attn_implementation,
+            trust_remote_code=arguments.trust_remote_code,
+        )
     check_model(model)
+    if recipe_name is not None and begins_with_trained_video_weights(arguments):
+        warn_of_another_network(arguments, model.config)
     if arguments.freeze_backbone:
         freeze_backbone(model)
     source = arguments.model_name_or_path or arguments.config_name

@@ -1,11 +1,12 @@
-"""What each paper's model is shown of each data set: sizes, normalisation, sampling, and the views of the test.
+"""What each paper trains and shows it of each data set: network, sizes, normalisation, sampling, views of the test.
 
-The one table of these numbers: recipes, protocols, converters and starting points read it. Where paper and released
+The one table of these settings: recipes, protocols, converters and starting points read it. Where paper and released
 code differ, it is the code.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Normalisation(NamedTuple):
@@ -23,21 +24,26 @@ IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 VISFORMER = Normalisation((0.486, 0.457, 0.407), (0.229, 0.224, 0.225))
 
-# Of the image models that a family starts from, where no file tells it; all others: the processor's default, ImageNet's
-NORMALISATION_WITHOUT_A_FILE = {"xvit": HALF, "laps": HALF, "vit": HALF}
+# Of the image models that a family starts from, where no file tells it: by the model's type, for LAPS by its backbone.
+# All others: the processor's default, ImageNet's.
+NORMALISATION_WITHOUT_A_FILE = {"xvit": HALF, "visformer": VISFORMER, "vit": HALF}
 
 
 @dataclass(frozen=True)
-class InputSettings:
-    """What a model is shown of a video. What is None is as the processor has it by default.
+class PublishedSettings:
+    """A network, and what it is shown of a video. What is None is as the processor has it by default.
 
     Attributes:
+        model_type: of the network's config.
+        network: fields of its config that its image weights do not tell.
         num_frames: of a clip.
         image_size: height and width of a crop, in pixels.
         num_clips, num_crops: of the test.
         sampling, frame_interval, index_rule, past_end, clip_placement: see `frame_sampling.sample_frame_indices`.
     """
 
+    model_type: str
+    network: Mapping[str, Any]
     num_frames: int
     image_size: int
     normalisation: Normalisation
@@ -65,12 +71,36 @@ class InputSettings:
         return {**self.normalisation.settings(), **sizes, **self.sampling_settings()}
 
 
-_TPS = InputSettings(
-    num_frames=32, image_size=224, normalisation=IMAGENET, num_clips=1, num_crops=3, sampling="uniform"
+_TPS = PublishedSettings(
+    model_type="tps",
+    network={
+        "shift_order": ("channel", "patch"),
+        "shift_pattern": "C",
+        "shift_div": 8,
+        "relative_position_bias": "key_frame_0",
+        "tubelet_size": 2,
+    },
+    num_frames=32,
+    image_size=224,
+    normalisation=IMAGENET,
+    num_clips=1,
+    num_crops=3,
+    sampling="uniform",
 )
-_XVIT = InputSettings(num_frames=16, image_size=224, normalisation=HALF, num_clips=2, num_crops=3, sampling="uniform")
+_XVIT = PublishedSettings(
+    model_type="xvit",
+    network={"shift_div": 4, "segment_length": None, "num_temporal_embeddings": 8},
+    num_frames=16,
+    image_size=224,
+    normalisation=HALF,
+    num_clips=2,
+    num_crops=3,
+    sampling="uniform",
+)
 _XVIT_KINETICS = replace(
     _XVIT,
+    # SHIFT_DIV 8 and NUM_SEGMENTS 8: the two halves of a clip of 16 frames do not mix
+    network={"shift_div": 8, "segment_length": 8, "num_temporal_embeddings": 8},
     num_clips=1,
     sampling="dense",
     frame_interval=16,
@@ -78,7 +108,15 @@ _XVIT_KINETICS = replace(
     past_end="clamp",
     clip_placement="start",
 )
-_LAPS = InputSettings(
+_LAPS = PublishedSettings(
+    model_type="laps",
+    network={
+        "backbone": "visformer",
+        "attention_scope": "leap",
+        "leap_levels": ((1, 2, 3, 1), (2, 3, 1, 2)),
+        "shift": "periodic",
+        "shift_div": 4,
+    },
     num_frames=8,
     image_size=224,
     normalisation=VISFORMER,
@@ -89,6 +127,15 @@ _LAPS = InputSettings(
     index_rule="linspace",
     past_end="loop",
     clip_placement="start",
+)
+_LAPS_LONG = {**_LAPS.network, "leap_levels": ((1, 2, 3, 4), (5, 1, 2, 3))}
+_LAPS_VIT = replace(
+    _LAPS, network={**_LAPS.network, "backbone": "vit", "leap_levels": (1, 2, 3, 1)}, normalisation=HALF
+)
+_TOKSHIFT = replace(
+    _LAPS_VIT,
+    network={"backbone": "vit", "attention_scope": "frame", "shift": "token", "shift_div": 4},
+    frame_interval=32,
 )
 
 # By model and data set
@@ -101,16 +148,20 @@ PUBLISHED = {
     ("xvit", "k400"): _XVIT_KINETICS,
     ("xvit", "k600"): _XVIT_KINETICS,
     ("xvit", "ssv2"): _XVIT,
-    ("xvit-paper", "ssv2"): replace(_XVIT, num_clips=1),
+    ("xvit-paper", "ssv2"): replace(_XVIT, network={**_XVIT.network, "num_temporal_embeddings": 16}, num_clips=1),
     ("laps", "k400"): _LAPS,
-    ("laps-vit", "k400"): replace(_LAPS, normalisation=HALF),
-    ("tokshift", "k400"): replace(_LAPS, normalisation=HALF),
+    # position embeddings of an image model for 224 pixels are resized
+    ("laps-320", "k400"): replace(_LAPS, network={**_LAPS_LONG, "image_size": 320}, num_frames=32, image_size=320),
+    ("laps-360", "k400"): replace(_LAPS, network={**_LAPS_LONG, "image_size": 360}, num_frames=32, image_size=360),
+    ("laps-vit", "k400"): _LAPS_VIT,
+    ("laps-vit-384", "k400"): replace(_LAPS_VIT, network={**_LAPS_VIT.network, "image_size": 384}, image_size=384),
+    ("tokshift", "k400"): _TOKSHIFT,
 }
 
 NUM_CLASSES = {"k400": 400, "k600": 600, "ssv1": 174, "ssv2": 174, "diving48": 48}
 
 
-def data_sets_of(model: str) -> dict[str, InputSettings]:
+def data_sets_of(model: str) -> dict[str, PublishedSettings]:
     """The data sets that a model was published for, with its settings."""
     return {data_set: settings for (name, data_set), settings in PUBLISHED.items() if name == model}
 

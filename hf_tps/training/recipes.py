@@ -1,10 +1,13 @@
 """The papers' training settings, under the names that `arguments.py` gives them.
 
 Learning rates belong to the batch size beside them (`total_batch_size`, over all processes and accumulated steps). What
-a clip looks like comes from `published.py`.
+the network is and what a clip looks like comes from `published.py`. docs/reproduction.md sets every value beside that
+of release and paper.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from .published import PUBLISHED
 
@@ -15,13 +18,16 @@ class Recipe:
 
     Attributes:
         source: where the values come from.
-        total_batch_size: the batch that the learning rate is for.
+        total_batch_size: the batch that the learning rate is for; None where nobody can tell.
+        model_type, network: the network: type and fields of its config, where trained weights do not fix them.
         settings: the settings and their values.
         deviations: what the published training did otherwise.
     """
 
     source: str
-    total_batch_size: int
+    total_batch_size: int | None
+    model_type: str
+    network: Mapping[str, Any]
     settings: dict
     deviations: tuple[str, ...] = field(default=())
 
@@ -106,17 +112,43 @@ _LAPS = {
     "flip": 0.5,
     "color_jitter": 0.1,
 }
-_LAPS_NOTES = (
-    "The number of GPUs is not published: the batch size is that of one GPU, accumulated over 10 steps.",
-    "The ranges of the colour jitter are not published; precise batch-norm statistics are not recomputed.",
+_LAPS_NOTES = ("The ranges of the colour jitter are not published; precise batch-norm statistics are not recomputed.",)
+_LAPS_BATCH = ("The number of GPUs is not published, and no number fits the rates of all Visformer configs.",)
+# lr = 0.1 / 42 * clips of a GPU * GPUs, a comment in the configs: with 4 GPUs .171, .229 and .029, where they say .18,
+# .24 and .03
+_LAPS_VIT_BATCH = (
+    "The number of GPUs, 4, is inferred from the learning rates (0.1 / 42 x clips x GPUs); 10 steps are accumulated.",
 )
 
 
 def _recipe(
-    model: str, data_set: str, source: str, total_batch_size: int, settings: dict, deviations: tuple[str, ...]
+    model: str, data_set: str, source: str, total_batch_size: int | None, settings: dict, deviations: tuple[str, ...]
 ) -> Recipe:
-    clips = PUBLISHED[model, data_set].training_settings()
-    return Recipe(source, total_batch_size, {**clips, **settings}, deviations)
+    published = PUBLISHED[model, data_set]
+    return Recipe(
+        source,
+        total_batch_size,
+        published.model_type,
+        published.network,
+        {**published.training_settings(), **settings},
+        deviations,
+    )
+
+
+def _laps(model: str, config: str, learning_rate: float, crop_short_side: list[int] | None = None) -> Recipe:
+    """Visformer: 10 accumulated steps on a number of GPUs that nobody tells."""
+    settings = {**_LAPS, "learning_rate": learning_rate, "crop_short_side": crop_short_side or [224, 360]}
+    return _recipe(model, "k400", f"LAPS, released config {config}", None, settings, (*_LAPS_BATCH, *_LAPS_NOTES))
+
+
+def _laps_vit(
+    model: str, config: str, learning_rate: float, clips_of_a_gpu: int, crop_short_side: list[int] | None = None
+) -> Recipe:
+    """ViT: 10 accumulated steps on 4 GPUs."""
+    settings = {**_LAPS, "learning_rate": learning_rate, "crop_short_side": crop_short_side or [224, 360]}
+    return _recipe(
+        model, "k400", f"released config {config}", 10 * 4 * clips_of_a_gpu, settings, (*_LAPS_VIT_BATCH, *_LAPS_NOTES)
+    )
 
 
 RECIPES = {
@@ -170,20 +202,12 @@ RECIPES = {
         {**_XVIT_SSV2, "learning_rate": 0.05, "label_smoothing": 0.3},
         _XVIT_NOTES,
     ),
-    "laps-k400": _recipe(
-        "laps",
-        "k400",
-        "LAPS, released config visformer LAPS 8x8",
-        400,
-        {**_LAPS, "learning_rate": 0.2},
-        _LAPS_NOTES,
-    ),
-    "laps-vit-k400": _recipe(
-        "laps-vit", "k400", "LAPS, released config ViT-LAPS B 224", 180, {**_LAPS, "learning_rate": 0.18}, _LAPS_NOTES
-    ),
-    "tokshift-k400": _recipe(
-        "tokshift", "k400", "TokShift, released config B 224", 240, {**_LAPS, "learning_rate": 0.24}, _LAPS_NOTES
-    ),
+    "laps-k400": _laps("laps", "Visformer LAPS 8x8", 0.2),
+    "laps-320-k400": _laps("laps-320", "Visformer LAPS 32x8, 320 pixels", 0.036, [320, 480]),
+    "laps-360-k400": _laps("laps-360", "Visformer LAPS 32x8, 360 pixels", 0.036, [360, 540]),
+    "laps-vit-k400": _laps_vit("laps-vit", "ViT-LAPS B 224", 0.18, 18),
+    "laps-vit-384-k400": _laps_vit("laps-vit-384", "ViT-LAPS B 384", 0.03, 3, [384, 512]),
+    "tokshift-k400": _laps_vit("tokshift", "TokShift 8x32 B 224", 0.24, 24),
 }
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForVideoClassification, PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
+from ..configuration_laps import LAPSConfig
 from ..modeling_base import VideoPreTrainedModel
 from ..modeling_laps import LAPSForVideoClassification
 from ..modeling_sttm import STTMForVideoClassification
@@ -21,6 +22,7 @@ from ..text_files import read_json
 from ..video_processing_tps import TPSVideoProcessor
 from .files import reading
 from .published import NORMALISATION_WITHOUT_A_FILE, short_side
+from .recipes import recipe_named
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,34 @@ def load_config(name_or_path: str, trust_remote_code: bool = False, **overrides:
         raise ValueError(f"{unknown} are no fields of {type(config).__name__}.")
     with reading(name_or_path):
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **overrides)
+
+
+def check_fits_recipe(recipe_name: str, config: PreTrainedConfig | type[PreTrainedConfig], source: str) -> None:
+    """Refuse a model that is not of the family that a recipe trains; of LAPS, one on another backbone.
+
+    Args:
+        config: of the start, or where image weights tell its fields, the config class of what they become.
+
+    Raises:
+        ValueError: naming the recipe and the model.
+    """
+    recipe = recipe_named(recipe_name)
+    wanted, found = recipe.model_type, config.model_type
+    if wanted == found and isinstance(config, LAPSConfig):
+        wanted, found = f"laps on {recipe.network['backbone']}", f"laps on {config.backbone}"
+    if wanted != found:
+        raise ValueError(
+            f"The recipe {recipe_name} trains a model of type {wanted!r}, but {source} gives {found!r}; choose a "
+            "recipe of its family, or give the settings one by one."
+        )
+
+
+def differences_from_recipe(recipe_name: str, config: PreTrainedConfig) -> dict[str, tuple[Any, Any]]:
+    """Fields in which a model is not the network of a recipe: the recipe's value and the model's."""
+    network = recipe_named(recipe_name).network
+    values = {name: (value, getattr(config, name)) for name, value in network.items()}
+    # as in a file, where tuples are lists
+    return {name: pair for name, pair in values.items() if json.dumps(pair[0]) != json.dumps(pair[1])}
 
 
 def load_model(
@@ -202,8 +232,9 @@ def load_processor(name_or_path: str | None, config: PreTrainedConfig, overrides
         # Other processors mean other things by the same names: a frame is cut to the size that the model reads.
         side = _image_size(config) or 224
         plain = {name: settings[name] for name in ("image_mean", "image_std", "rescale_factor") if name in settings}
-        if config.model_type in NORMALISATION_WITHOUT_A_FILE:
-            plain = {**NORMALISATION_WITHOUT_A_FILE[config.model_type].settings(), **plain}
+        image_model = _image_model(config)
+        if image_model in NORMALISATION_WITHOUT_A_FILE:
+            plain = {**NORMALISATION_WITHOUT_A_FILE[image_model].settings(), **plain}
         settings = {**plain, "crop_size": {"height": side, "width": side}, "antialias": True, **overrides}
         settings.setdefault("size", {"shortest_edge": short_side(max(dict(settings["crop_size"]).values()))})
     num_frames = getattr(config, "num_frames", None) or getattr(_backbone(config), "num_frames", None)
@@ -215,6 +246,11 @@ def load_processor(name_or_path: str | None, config: PreTrainedConfig, overrides
 
 def _backbone(config: PreTrainedConfig) -> PreTrainedConfig | None:
     return getattr(config, "backbone_config", None)
+
+
+def _image_model(config: PreTrainedConfig) -> str:
+    """What reads the frames, as `NORMALISATION_WITHOUT_A_FILE` names it."""
+    return config.backbone if config.model_type == "laps" else (_backbone(config) or config).model_type
 
 
 def _image_size(config: PreTrainedConfig) -> int | None:
