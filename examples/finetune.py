@@ -487,19 +487,29 @@ def prepare_optimization(
         momentum=arguments.momentum,
         nesterov=arguments.nesterov,
     )
-    warmup_steps = arguments.num_warmup_steps
-    if warmup_steps is None:
-        warmup_steps = round(arguments.warmup_epochs * data.steps_per_epoch)
-    scheduler = make_scheduler(
-        arguments.lr_scheduler_type,
-        optimizer,
-        warmup_steps=warmup_steps,
-        total_steps=data.num_steps,
-        milestones=[round(epoch * data.steps_per_epoch) for epoch in arguments.lr_milestones],
-    )
+    scheduler = schedule_of(arguments, optimizer, data.steps_per_epoch, data.num_steps)
     model.to(accelerator.device)
     average = make_moving_average(model, arguments.ema_decay) if arguments.ema_decay else None
     return Optimization(*accelerator.prepare(model, optimizer, scheduler), average)
+
+
+def schedule_of(
+    arguments: argparse.Namespace, optimizer: torch.optim.Optimizer, steps_per_epoch: int, num_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """The learning rates of a run, whose flags count in epochs."""
+    warmup_steps = arguments.num_warmup_steps
+    if warmup_steps is None:
+        warmup_steps = round(arguments.warmup_epochs * steps_per_epoch)
+    return make_scheduler(
+        arguments.lr_scheduler_type,
+        optimizer,
+        warmup_steps=warmup_steps,
+        total_steps=num_steps,
+        milestones=[round(epoch * steps_per_epoch) for epoch in arguments.lr_milestones],
+        warmup_rule=arguments.warmup_rule,
+        warmup_start_factor=arguments.warmup_start_factor,
+        update_every=steps_per_epoch if arguments.schedule_by_epoch else 1,
+    )
 
 
 # --------------------------------------------------------------------------------------------------- what a run leaves

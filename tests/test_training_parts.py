@@ -1,6 +1,7 @@
 """Recipes, parameter groups, schedules, protocols, metrics and views against what is written or counted by hand."""
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
@@ -288,6 +289,89 @@ def test_multistep_and_cosine_follow_their_formulas():
         optimizer.step()
         scheduler.step()
     assert scheduler.get_last_lr()[0] == pytest.approx(0.5)
+
+
+def rates_of(name: str, steps_per_epoch: int) -> list[float]:
+    """The learning rate of each step of a recipe's run."""
+    arguments = parse("--recipe", name)
+    optimizer = make_optimizer("sgd", [{"params": [torch.nn.Parameter(torch.zeros(1))]}], arguments.learning_rate)
+    scheduler = finetune.schedule_of(
+        arguments, optimizer, steps_per_epoch, arguments.num_train_epochs * steps_per_epoch
+    )
+    rates = []
+    for _ in range(arguments.num_train_epochs * steps_per_epoch):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def cosine(part: float) -> float:
+    return (1 + math.cos(math.pi * part)) / 2
+
+
+def released_rate_of_tps(epoch: float) -> float:
+    """mmcv: the cosine of whole epochs; the warm-up takes a share off it, at every iteration."""
+    missing = (1 - epoch / 2.5) * (1 - 0.1) if epoch < 2.5 else 0.0
+    return 1e-3 * cosine(math.floor(epoch + 1e-9) / 30) * (1 - missing)
+
+
+def released_rate_of_xvit(epoch: float, epochs: int, start: float) -> float:
+    """SlowFast: a straight line from the warm-up's own rate to that of the cosine at its end."""
+    if epoch >= 5:
+        return 0.03 * cosine(epoch / epochs)
+    return start + (0.03 * cosine(5 / epochs) - start) * epoch / 5
+
+
+RELEASED_RATES = {
+    "tps-k400": released_rate_of_tps,
+    "tps-ssv2": released_rate_of_tps,
+    "xvit-k400": lambda epoch: released_rate_of_xvit(epoch, 30, 0.01),
+    "xvit-k600": lambda epoch: released_rate_of_xvit(epoch, 30, 0.01),
+    "xvit-ssv2": lambda epoch: released_rate_of_xvit(epoch, 35, 0.003),
+    "laps-k400": lambda epoch: 0.2 * 0.1 ** ((epoch >= 10) + (epoch >= 15)),
+    "laps-360-k400": lambda epoch: 0.036 * 0.1 ** ((epoch >= 10) + (epoch >= 15)),
+    "tokshift-k400": lambda epoch: 0.24 * 0.1 ** ((epoch >= 10) + (epoch >= 15)),
+}
+# Read off the released schedules, to the digits that are written here
+RATES_AT_EPOCHS = {
+    "tps-ssv2": {0: "1.00e-04", 1: "4.59e-04", 2.5: "9.89e-04", 5: "9.33e-04", 20: "2.50e-04"},
+    "xvit-k400": {0: "1.00e-02", 1: "1.36e-02", 2.5: "1.90e-02", 5: "2.80e-02", 20: "7.50e-03"},
+    "xvit-ssv2": {0: "3.00e-03", 1: "8.10e-03", 2.5: "1.58e-02", 5: "2.85e-02", 20: "1.17e-02"},
+}
+
+
+@pytest.mark.parametrize("name", RELEASED_RATES)
+def test_every_learning_rate_of_a_recipe_is_the_releases(name):
+    wanted = [RELEASED_RATES[name](step / 4) for step in range(4 * RECIPES[name].settings["num_train_epochs"])]
+    assert rates_of(name, 4) == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", RATES_AT_EPOCHS)
+def test_learning_rates_against_those_written_down(name):
+    rates = rates_of(name, 4)
+    assert {epoch: f"{rates[round(4 * epoch)]:.2e}" for epoch in RATES_AT_EPOCHS[name]} == RATES_AT_EPOCHS[name]
+
+
+def test_a_warm_up_may_begin_above_zero_before_the_schedule():
+    optimizer = make_optimizer("sgd", [{"params": [torch.nn.Parameter(torch.zeros(1))]}], 1.0)
+    settings = {"warmup_steps": 2, "total_steps": 6, "warmup_start_factor": 0.5, "update_every": 2}
+    scheduler = make_scheduler("linear", optimizer, **settings)
+    rates = []
+    for _ in range(6):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0.5, 0.75, 1, 1, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "message"), [("cosine", "over", "must be one of"), ("reduce_lr_on_plateau", "join", "no function")]
+)
+def test_a_warm_up_that_cannot_be_is_refused(name, rule, message):
+    optimizer = make_optimizer("sgd", [{"params": [torch.nn.Parameter(torch.zeros(1))]}], 1.0)
+    with pytest.raises(ValueError, match=message):
+        make_scheduler(name, optimizer, warmup_steps=1, total_steps=4, warmup_rule=rule)
 
 
 def test_the_moving_average_moves_parameters_and_copies_buffers():

@@ -20,7 +20,7 @@ from .class_names import never_flipped
 from .data import BrokenVideos, ClipReader
 from .frame_cache import FrameCache
 from .hub_datasets import StreamedVideos, read_hub_dataset
-from .optimization import NO_DECAY_RULES
+from .optimization import NO_DECAY_RULES, WARMUP_RULES
 from .published import short_side
 from .recipes import RECIPES, recipe_named
 from .starting_points import (
@@ -155,6 +155,19 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lr_milestones", type=float, nargs="*", default=[], help="epochs, for multistep")
     group.add_argument("--warmup_epochs", type=float, default=0.0)
     group.add_argument("--num_warmup_steps", type=int, help="overrides --warmup_epochs")
+    group.add_argument(
+        "--warmup_rule",
+        choices=WARMUP_RULES,
+        default="before",
+        help="the schedule begins after the warm-up, or runs from the first step and is multiplied or joined by it",
+    )
+    group.add_argument("--warmup_start_factor", type=float, help="share of the rate that the warm-up begins at")
+    group.add_argument(
+        "--schedule_by_epoch",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="the schedule, but not the warm-up, changes the rate between epochs only",
+    )
     group.add_argument("--max_grad_norm", type=float, help="clip the gradient to this norm (default: do not)")
     group.add_argument("--gradient_checkpointing", action="store_true")
     group.add_argument("--ema_decay", type=float, help="keep (and save) a moving average of the weights")
@@ -417,6 +430,8 @@ def check_training_arguments(parser: argparse.ArgumentParser, arguments: argpars
         parser.error(f"--label_smoothing must lie in [0, 1), got {arguments.label_smoothing}")
     if not 0 <= arguments.train_val_split < 1:
         parser.error(f"--train_val_split must lie in [0, 1), got {arguments.train_val_split}")
+    if arguments.warmup_start_factor is not None and not 0 <= arguments.warmup_start_factor <= 1:
+        parser.error(f"--warmup_start_factor must lie in [0, 1], got {arguments.warmup_start_factor}")
     for name in ("mixup", "cutmix"):
         if getattr(arguments, name) < 0:
             parser.error(f"--{name} must be 0 or more, got {getattr(arguments, name)}")

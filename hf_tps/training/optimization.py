@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_scheduler
 
 NO_DECAY_RULES = ("standard", "positions", "none")
+WARMUP_RULES = ("before", "multiply", "join")
 
 _POSITIONS = re.compile(r"position|class_token|cls_token|temporal_embedding|bias_table|sttm_")
 _BLOCK = re.compile(r"^(.*?\b(?:layers?|blocks)\.\d+(?:\.blocks\.\d+)?)\.")
@@ -124,22 +125,58 @@ def make_scheduler(
     warmup_steps: int,
     total_steps: int,
     milestones: Sequence[int] = (),
+    warmup_rule: str = "before",
+    warmup_start_factor: float | None = None,
+    update_every: int = 1,
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """One of Transformers' schedules ("cosine", "linear", ...), stepped once per optimizer step.
+    """One of Transformers' schedules ("cosine", "linear", ...) with a linear warm-up, stepped once per optimizer step.
 
-    "multistep" multiplies the rate by 0.1 at each of `milestones` (steps), after a linear warm-up.
+    "multistep" multiplies the rate by 0.1 at each of `milestones` (steps).
+
+    Args:
+        warmup_rule: "before": the schedule begins where the warm-up ends ("multistep": see "multiply"). The other two
+            lay the warm-up over the beginning of a schedule that runs over all steps: "multiply" by a factor that grows
+            to 1 (mmcv), or "join", a straight line to the schedule's rate at the end of the warm-up (SlowFast).
+        warmup_start_factor: share of the rate that the warm-up begins at; None: 0 (multistep: 1 / (warmup_steps + 1)).
+        update_every: steps between changes of the schedule; the warm-up changes the rate at every step.
 
     Raises:
-        ValueError: for a schedule that Transformers does not have.
+        ValueError: for a schedule that Transformers does not have, an unknown rule, or a schedule that these settings
+            cannot be laid over.
     """
-    if name != "multistep":
+    if warmup_rule not in WARMUP_RULES:
+        raise ValueError(f"The rule for the warm-up must be one of {WARMUP_RULES}, got {warmup_rule!r}.")
+    plain = (warmup_rule, warmup_start_factor, update_every) == ("before", None, 1)
+    if plain and name != "multistep":
         return get_scheduler(name, optimizer, num_warmup_steps=warmup_steps, num_training_steps=total_steps)
+    if name == "multistep" and warmup_rule == "before":
+        warmup_rule = "multiply"
+    begins = warmup_steps if warmup_rule == "before" else 0
+    schedule = _schedule_factor(name, total_steps - begins, milestones)
+    start = warmup_start_factor
+    if start is None:
+        start = 1 / (warmup_steps + 1) if name == "multistep" else 0.0
 
     def factor(step: int) -> float:
-        warm = (step + 1) / (warmup_steps + 1) if step < warmup_steps else 1.0
-        return warm * math.pow(0.1, sum(step >= milestone for milestone in milestones))
+        scheduled = schedule(max(step - begins, 0) // update_every * update_every)
+        if step >= warmup_steps:
+            return scheduled
+        goal = schedule(warmup_steps) if warmup_rule == "join" else 1.0
+        warm = start + (goal - start) * step / warmup_steps
+        return warm * scheduled if warmup_rule == "multiply" else warm
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _schedule_factor(name: str, total_steps: int, milestones: Sequence[int]) -> Callable[[int], float]:
+    """The factor of a schedule without a warm-up, by step."""
+    if name == "multistep":
+        return lambda step: math.pow(0.1, sum(step >= milestone for milestone in milestones))
+    unused = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler = get_scheduler(name, unused, num_warmup_steps=0, num_training_steps=total_steps)
+    if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+        raise ValueError(f"The schedule {name!r} is no function of the step, so no warm-up can be laid over it.")
+    return scheduler.lr_lambdas[0]
 
 
 def make_moving_average(model: nn.Module, decay: float) -> AveragedModel:
