@@ -65,7 +65,9 @@ class LAPSConfig(VideoConfig):
         1e-6):
             ViT. (Visformer's attention has no bias.)
         hidden_dropout_prob, attention_probs_dropout_prob, drop_path_rate, classifier_dropout (`float`, default to 0.0)
-        initializer_range (`float`, defaults to 0.02)
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of random weights. Visformer's layers are made by their width instead (Kaiming, fan-out,
+            as released); its positions and classifier follow the field.
         attention_scope ("leap", "frame" or "joint", defaults to "leap"):
             Which tokens attend to each other: those of two frames a leap apart, of one frame, or of the whole clip.
         leap_levels (`tuple`, *optional*):

@@ -58,7 +58,9 @@ class TPSConfig(VideoConfig):
         layer_norm_eps (`float`, defaults to 1e-5):
             Of the norms in the blocks and the last norm. (Those of patch embedding and patch merging are 1e-5 always,
             in the released code as in Transformers' Swin.)
-        initializer_range (`float`, defaults to 0.02)
+        initializer_range (`float`, defaults to 0.02):
+            Standard deviation of random weights; the classifier has half of it, and the patch embedding torch's own
+            initialisation of convolutions, as released.
         shift_order (`tuple` of "channel", "patch" or None, defaults to ("channel", "patch")):
             Temporal shift of the blocks of a stage, cycled: block i of a stage uses entry `i % len`. Released code:
             even blocks shift channels, odd blocks (those with shifted windows) shift patches. Paper, figure 4: patch

@@ -298,6 +298,12 @@ class LAPSPreTrainedModel(VideoPreTrainedModel):
             init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
         elif isinstance(module, VisformerStage):
             init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+        elif (
+            self.config.backbone == "visformer"
+            and isinstance(module, nn.Conv2d | nn.Linear)  # the linear ones are 1 x 1 convolutions in the release
+            and module is not getattr(self, "classifier", None)
+        ):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @classmethod
     def config_and_weights_from_image(

@@ -244,6 +244,13 @@ class TPSPreTrainedModel(VideoPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, TPSAttention):
             init.trunc_normal_(module.relative_position_bias_table, std=self.config.initializer_range)
+        elif module is self.base_model.embeddings.projection:
+            # The release leaves its convolution as torch makes it: uniform, by the number of values that it reads.
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif module is getattr(self, "classifier", None):
+            init.normal_(module.weight, std=self.config.initializer_range / 2)
 
     @classmethod
     def config_and_weights_from_image(

@@ -41,6 +41,27 @@ def test_the_defaults_are_the_two_networks_of_the_release():
     assert [visformer.level_of_block(2, block) for block in range(4)] == [2, 3, 1, 2]
 
 
+def test_random_weights_of_a_visformer_spread_as_those_of_the_release():
+    """Kaiming, fan-out: sqrt(2 / (channels out * kernel area)), for the 1 x 1 convolutions too."""
+    torch.manual_seed(0)
+    model = LAPSForVideoClassification(LAPSConfig(num_labels=400))
+    stds = {name: parameter.std().item() for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    backbone = "laps.backbone."
+    wanted = {
+        f"{backbone}stem.conv.weight": 0.0357,
+        f"{backbone}stages.1.embedding.projection.weight": 0.0361,  # 384 channels, 2 x 2 pixels
+        f"{backbone}stages.1.blocks.0.attention.proj.weight": 0.0722,
+        f"{backbone}stages.1.blocks.0.mlp.fc2.weight": 0.0722,
+        f"{backbone}stages.2.blocks.3.attention.proj.weight": 0.0510,
+        f"{backbone}stages.2.blocks.3.mlp.fc1.weight": 0.0255,  # 3072 channels
+        f"{backbone}stages.0.blocks.2.mlp.conv2.weight": 0.0241,  # 384 channels, 3 x 3 pixels
+        "classifier.weight": 0.02,
+    }
+    assert {name: stds[name] for name in wanted} == pytest.approx(wanted, rel=0.02)
+    vit = LAPSForVideoClassification(LAPSConfig(**{**micro_models.SETTINGS["laps"], **VIT, "embed_dim": 64}))
+    assert vit.laps.backbone.blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.13, rel=0.1)
+
+
 def logits_of(clip: torch.Tensor, **settings) -> torch.Tensor:
     torch.manual_seed(0)
     model = micro_models.classifier("laps", **settings)

@@ -37,6 +37,27 @@ def test_parameters_are_those_of_the_release(size, num_labels, parameters):
     assert sum(p.numel() for p in on_meta(num_labels=num_labels, **size).parameters()) == parameters
 
 
+def test_random_weights_spread_as_those_of_the_release():
+    torch.manual_seed(0)
+    model = TPSForVideoClassification(TPSConfig(num_labels=400))
+    embedding = model.tps.embeddings.projection
+    assert model.classifier.weight.std().item() == pytest.approx(0.01, rel=0.02)
+    assert embedding.weight.std().item() == pytest.approx(0.0587, rel=0.02)
+    assert embedding.weight.abs().max() <= 96**-0.5  # uniform, as torch makes a convolution that reads 96 values
+    assert embedding.bias.abs().max() > 0
+    assert model.tps.stages[0].blocks[0].mlp.fc1.weight.std().item() == pytest.approx(0.02, rel=0.02)
+
+
+def test_a_new_classifier_of_trained_weights_is_the_only_new_thing(tmp_path):
+    model = micro_models.classifier("tps")
+    model.save_pretrained(tmp_path)
+    settings = {"num_labels": 300, "ignore_mismatched_sizes": True}
+    loaded = TPSForVideoClassification.from_pretrained(tmp_path, **settings)
+    assert loaded.classifier.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    for name, parameter in model.tps.named_parameters():
+        assert torch.equal(parameter, loaded.tps.get_parameter(name)), name
+
+
 @pytest.mark.parametrize(("size", "giga_macs"), [(TINY, 72), (BASE, 247)], ids=["tiny", "base"])
 def test_macs_are_those_of_the_paper(size, giga_macs):
     with FlopCounterMode(display=False) as counter:
