@@ -66,6 +66,8 @@ class TPSConfig(VideoConfig):
             even blocks shift channels, odd blocks (those with shifted windows) shift patches. Paper, figure 4: patch
             first, then channel. One entry alone is "patch-only" / "channel-only"; None (or `shift_order=None`) is a
             plain 2D Swin block, whose bias has temporal offset 0 in all frames, so that nothing tells the frames apart.
+            A tuple (or None) for each stage instead, as in the paper's ablation of stages: `(("patch",), None, None,
+            None)` shifts in the first stage alone.
         shift_pattern (`str` or matrix of ints, defaults to "C"):
             Frame offsets of the patch shift: "A", "B", "C", "D" (A-3, B-4, C-9, D-16 of the paper's figure 5) or a
             matrix, repeated from the corner of each window. The released code has C alone.
@@ -75,6 +77,12 @@ class TPSConfig(VideoConfig):
             Which pair of frames the position bias is read for. Released code: query frame f against key frame 0, which
             gives every frame a bias of its own even in the channel-shift blocks. Paper, section 3.2: the pair of places
             inside one frame, at the frames that their patches came from.
+        shift_back (`bool`, defaults to True):
+            Whether patches go back to their frames after the attention (paper and release); False is the paper's
+            ablation "without shift back".
+        shift_position_bias (`bool`, defaults to True):
+            Whether the position bias of a patch-shift block counts a patch as being in the frame that it came from
+            (paper and release); False, the paper's ablation "without shifted bias", in the frame that it was put in.
         temporal_bias_size (`int`, *optional*):
             Temporal positions that the bias tables hold (2 * this - 1 rows); by default those of `num_frames`. Stays as
             it was trained when `num_frames` changes: the rows are then interpolated linearly, offset 0 staying where it
@@ -113,10 +121,20 @@ class TPSConfig(VideoConfig):
     classifier_dropout: float | int = 0.5
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
-    shift_order: list[str | None] | tuple[str | None, ...] | None = ("channel", "patch")
+    shift_order: (
+        list[str | None]
+        | tuple[str | None, ...]
+        | list[list[str | None] | None]
+        | tuple[tuple[str | None, ...] | None, ...]
+        | list[tuple[str | None, ...] | None]
+        | tuple[list[str | None] | None, ...]
+        | None
+    ) = ("channel", "patch")
     shift_pattern: str | list[list[int]] | tuple[tuple[int, ...], ...] = "C"
     shift_div: int = 8
     relative_position_bias: str = "key_frame_0"
+    shift_back: bool = True
+    shift_position_bias: bool = True
     temporal_bias_size: int | None = None
     view_aggregation: str = "probabilities"
 
@@ -145,10 +163,16 @@ class TPSConfig(VideoConfig):
         """Channels of the last stage."""
         return self.embed_dim * 2 ** (len(self.depths) - 1)
 
-    def shift_of_block(self, index: int) -> str | None:
-        """The temporal shift ("channel", "patch" or None) of block `index` of a stage."""
-        order = self.shift_order or (None,)
-        return order[index % len(order)]
+    def shift_orders(self) -> list[tuple[str | None, ...]]:
+        """`shift_order` of each stage, with at least one entry."""
+        order: Any = self.shift_order or ()
+        each = order if any(isinstance(entry, list | tuple) for entry in order) else [order] * len(self.depths)
+        return [tuple(entries or (None,)) for entries in each]
+
+    def shift_of_block(self, stage: int, block: int) -> str | None:
+        """The temporal shift ("channel", "patch" or None) of a block, both numbers counted from 0."""
+        order = self.shift_orders()[stage]
+        return order[block % len(order)]
 
     def validate_architecture(self) -> None:
         """Check that the fields fit together; the model calls it too, since fields can be set one by one."""
@@ -166,11 +190,7 @@ class TPSConfig(VideoConfig):
                     "block, "
                     "and a number of heads that divides the channels."
                 )
-        for entry in self.shift_order or ():
-            if entry not in ("channel", "patch", None):
-                raise ValueError(
-                    f"shift_order holds 'channel', 'patch' or None for each block, cycled; got {self.shift_order!r}."
-                )
+        self.validate_shift_order()
         resolve_patch_shift_pattern(self.shift_pattern)
         if self.shift_div < 2:
             raise ValueError(f"shift_div must be at least 2 (two groups of channels move), got {self.shift_div}.")
@@ -179,6 +199,20 @@ class TPSConfig(VideoConfig):
                 "relative_position_bias is 'key_frame_0' (released code) or 'same_frame' (paper); got "
                 f"{self.relative_position_bias!r}."
             )
+
+    def validate_shift_order(self) -> None:
+        entries = list(self.shift_order or ())
+        by_stage = any(isinstance(entry, list | tuple) for entry in entries)
+        if by_stage and len(entries) != len(self.depths):
+            raise ValueError(
+                f"shift_order has one tuple (or None) for each of the {len(self.depths)} stages, or one for all; got "
+                f"{self.shift_order!r}."
+            )
+        for entry in (shift for order in self.shift_orders() for shift in order):
+            if entry not in ("channel", "patch", None):
+                raise ValueError(
+                    f"shift_order holds 'channel', 'patch' or None for each block, cycled; got {self.shift_order!r}."
+                )
 
 
 __all__ = ["TPSConfig"]

@@ -21,7 +21,14 @@ from .image_weights import SWIN_FREE_FIELDS, check_given_sizes, inflate_swin, sw
 from .layers import MLP, DropPath, drop_path_rates, eager_attention_forward
 from .modeling_base import VideoClassificationMixin, VideoPreTrainedModel, check_pixel_values
 from .temporal_shift import channel_shift, resolve_patch_shift_pattern
-from .window_layout import WindowLayout, relative_position_index, temporal_resize_matrix, window_grid, window_layout
+from .window_layout import (
+    Pattern,
+    WindowLayout,
+    relative_position_index,
+    temporal_resize_matrix,
+    window_grid,
+    window_layout,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -92,13 +99,14 @@ class TPSAttention(nn.Module):
             resize = temporal_resize_matrix(trained, frames, table.device)
             table = (resize @ table.float().reshape(resize.shape[1], -1)).reshape(-1, self.num_heads).to(table.dtype)
         temporal = None if self.temporal_shift is None else self.config.relative_position_bias
-        index = relative_position_index(frames, window, self.config.window_size, self.pattern, temporal, table.device)
+        pattern = self.pattern if self.config.shift_position_bias else None
+        index = relative_position_index(frames, window, self.config.window_size, pattern, temporal, table.device)
         return table[index].permute(0, 3, 1, 2)
 
     def attention_bias(self, frames: int, height: int, width: int) -> torch.Tensor:
         """Position bias and window mask of a clip's windows: (frames * windows, heads, places, places), or 1 first."""
         grid = window_grid(height, width, self.config.window_size, self.shifted)
-        mask = self.layout(frames, height, width).mask
+        mask = self.layout(frames, height, width, self.pattern).mask
         bias = self.position_bias(frames, grid.window)
         if mask is None and bias.shape[0] == 1:
             return bias
@@ -107,20 +115,21 @@ class TPSAttention(nn.Module):
             bias = bias + mask[None, :, None].to(bias.dtype)
         return bias.expand(frames, grid.num_windows[0] * grid.num_windows[1], -1, -1, -1).flatten(0, 1)
 
-    def layout(self, frames: int, height: int, width: int) -> WindowLayout:
+    def layout(self, frames: int, height: int, width: int, pattern: Pattern | None) -> WindowLayout:
         device = self.relative_position_bias_table.device
-        return window_layout(frames, height, width, self.config.window_size, self.shifted, self.pattern, device)
+        return window_layout(frames, height, width, self.config.window_size, self.shifted, pattern, device)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(batch, frames, height, width, channels) to the same, and the attention weights if the kernel gives them."""
         batch, frames, height, width, channels = hidden_states.shape
-        layout = self.layout(frames, height, width)
+        layout = self.layout(frames, height, width, self.pattern)
+        way_back = layout if self.config.shift_back else self.layout(frames, height, width, None)
         bias = self.attention_bias(frames, height, width)
         places = bias.shape[-1]
         attended, weights = attend_in_pieces(
             self, self.attend, 3 * places * channels, self.to_windows(hidden_states, layout, places), bias, **kwargs
         )
-        attended = attended.view(batch, -1, channels).index_select(1, layout.restore)
+        attended = attended.view(batch, -1, channels).index_select(1, way_back.restore)
         return attended.view(batch, frames, height, width, channels), weights
 
     def to_windows(self, hidden_states: torch.Tensor, layout: WindowLayout, places: int) -> torch.Tensor:
@@ -209,7 +218,7 @@ class TPSStage(nn.Module):
                 config.num_heads[stage],
                 drop_path_rate,
                 shifted=index % 2 == 1,
-                temporal_shift=config.shift_of_block(index),
+                temporal_shift=config.shift_of_block(stage, index),
             )
             for index, drop_path_rate in enumerate(drop_path_rates)
         )

@@ -55,7 +55,9 @@ def tps_attention(attention: nn.Module, maps: torch.Tensor) -> torch.Tensor:
                 weights = (query @ key.transpose(-1, -2) * attention.head_dim**-0.5 + bias).softmax(-1)
                 answers.append((weights @ value).transpose(1, 2).flatten(2))
             answer = torch.stack(answers, dim=1)
-            restored = torch.stack([answer[:, :, p].roll(-offset(p), dims=1) for p in range(places)], dim=2)
+            restored = answer
+            if config.shift_back:
+                restored = torch.stack([answer[:, :, p].roll(-offset(p), dims=1) for p in range(places)], dim=2)
             out[:, :, top : top + window_h, left : left + window_w] = restored.view(
                 batch, frames, window_h, window_w, -1
             )
@@ -67,6 +69,8 @@ def position_bias(attention, frame: int, frames: int, window_h: int, window_w: i
     """(heads, places, places) for the queries of one frame, entry by entry."""
     config = attention.config
     side = 2 * config.window_size - 1
+    if not config.shift_position_bias:
+        offset = zero
     key_frame = 0 if config.relative_position_bias == "key_frame_0" else frame
     places = window_h * window_w
     rows = []
@@ -81,3 +85,7 @@ def position_bias(attention, frame: int, frames: int, window_h: int, window_w: i
                 ((time + frames - 1) * side + down + config.window_size - 1) * side + across + config.window_size - 1
             )
     return attention.relative_position_bias_table[rows].t().reshape(-1, places, places)
+
+
+def zero(place: int) -> int:
+    return 0

@@ -12,6 +12,8 @@ from hf_tps import TPSConfig, TPSModel
         ({"depths": ()}, "one entry for each stage"),
         ({"num_heads": (5, 6, 12, 24)}, "Stage 0 has 96 channels.*5 heads"),
         ({"shift_order": ("channel", "time")}, "'channel', 'patch' or None"),
+        ({"shift_order": (("channel",), ("time",), None, None)}, "'channel', 'patch' or None"),
+        ({"shift_order": (("channel",), None)}, "each of the 4 stages"),
         ({"shift_pattern": "E"}, r"\['A', 'B', 'C', 'D'\]"),
         ({"shift_pattern": [[0, 1], [2]]}, "rectangular matrix"),
         ({"shift_div": 1}, "at least 2"),
@@ -50,5 +52,12 @@ def test_an_own_pattern_and_a_missing_shift_survive_saving(tmp_path):
     config.save_pretrained(tmp_path)
     loaded = TPSConfig.from_pretrained(tmp_path)
     assert loaded.shift_pattern == [[0, 1], [-1, 0]]
-    assert [loaded.shift_of_block(index) for index in range(3)] == ["patch", None, "patch"]
-    assert [TPSConfig(shift_order=order).shift_of_block(1) for order in (None, ())] == [None, None]
+    assert [loaded.shift_of_block(3, index) for index in range(3)] == ["patch", None, "patch"]
+    assert [TPSConfig(shift_order=order).shift_of_block(0, 1) for order in (None, ())] == [None, None]
+
+
+def test_each_stage_may_have_an_order_of_its_own(tmp_path):
+    TPSConfig(shift_order=(("patch",), None, ("channel", "patch", None), ())).save_pretrained(tmp_path)
+    loaded = TPSConfig.from_pretrained(tmp_path)
+    shifts = [[loaded.shift_of_block(stage, block) for block in range(4)] for stage in range(4)]
+    assert shifts == [["patch"] * 4, [None] * 4, ["channel", "patch", None, "channel"], [None] * 4]

@@ -95,7 +95,7 @@ def test_paper_config_takes_the_papers_side_in_every_fork():
 
 def logits_of(clip: torch.Tensor, seed: int = 0, **settings) -> torch.Tensor:
     torch.manual_seed(seed)
-    model = micro_models.classifier("tps", **settings)
+    model = micro_models.classifier("tps", initializer_range=0.1, **settings)
     for module in model.modules():
         if isinstance(module, TPSAttention):
             torch.nn.init.normal_(module.relative_position_bias_table)
@@ -115,6 +115,10 @@ def logits_of(clip: torch.Tensor, seed: int = 0, **settings) -> torch.Tensor:
         {"shift_pattern": [[0, 1], [-1, 0], [2, 2]]},
         {"shift_div": 8},
         {"relative_position_bias": "same_frame"},
+        {"shift_order": (("channel", "patch"), None)},
+        {"shift_order": (None, ("channel", "patch"))},
+        {"shift_back": False},
+        {"shift_position_bias": False},
     ],
     ids=str,
 )

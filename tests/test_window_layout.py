@@ -58,6 +58,13 @@ ATTENTIONS = {
     "none": {"temporal_shift": None},
     "channel, same frame": {"temporal_shift": "channel", "relative_position_bias": "same_frame"},
     "patch, same frame": {"temporal_shift": "patch", "relative_position_bias": "same_frame"},
+    "patch, not shifted back": {"temporal_shift": "patch", "shift_back": False},
+    "patch, bias not shifted": {"temporal_shift": "patch", "shift_position_bias": False},
+    "patch, bias not shifted, same frame": {
+        "temporal_shift": "patch",
+        "shift_position_bias": False,
+        "relative_position_bias": "same_frame",
+    },
     "patch A": {"temporal_shift": "patch", "shift_pattern": "A"},
     "patch D": {"temporal_shift": "patch", "shift_pattern": "D"},
     "patch, own matrix": {"temporal_shift": "patch", "shift_pattern": [[0, 5, -1]]},
