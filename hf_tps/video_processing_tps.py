@@ -18,6 +18,7 @@ from transformers.processing_utils import Unpack, VideosKwargs
 from transformers.video_processing_utils import VideoProcessorMixin
 from transformers.video_utils import VideoMetadata
 
+from .frame_geometry import check_rounding, crop_corners, resized_size
 from .frame_sampling import check_sampling_settings, sample_frame_indices
 from .video_reading import MAX_FRAME_PIXELS, read_video
 from .video_sources import name_of
@@ -46,6 +47,7 @@ class TPSVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[call-a
     num_clips: int | None
     num_crops: int | None
     antialias: bool | None
+    rounding: str | None
     training: bool | None
     max_frame_pixels: int | None
 
@@ -63,13 +65,16 @@ class TPSVideoProcessor(VideoProcessorMixin):
         do_sample_frames (`bool`, defaults to True): False takes all frames of the video, as they are, for one clip.
         sampling, frame_interval, index_rule, past_end, clip_placement, num_clips: which frames; see
             `frame_sampling.sample_frame_indices`.
-        do_resize, size, resample, antialias: `size` is `{"shortest_edge": s}` (the longer side becomes
-            int(long * s / short + 0.5)) or `{"height": h, "width": w}`. `resample` is bilinear, bicubic or nearest.
-            `antialias` defaults to False since the published models were trained and tested without it.
+        do_resize, size, resample, antialias: `size` is `{"shortest_edge": s}` or `{"height": h, "width": w}`.
+            `resample` is bilinear, bicubic or nearest. `antialias` defaults to False since the published models were
+            trained and tested without it.
         do_center_crop, crop_size, num_crops: False leaves the frames whole. `num_crops=1` cuts out the centre,
             `num_crops=3` left, centre and right, or top, centre and bottom of frames that are higher than wide.
+        rounding (`str`, defaults to "mmcv"): "mmcv" (TPS) or "slowfast" (XViT, LAPS), for the longer side after
+            resizing and for the places of the crops, see `frame_geometry.py`; and for the resized pixels, which "mmcv"
+            rounds to whole numbers (of uint8 frames), "slowfast" not.
         do_rescale, rescale_factor, do_normalize, image_mean, image_std: in float32, in one step. With both off,
-            uint8 frames stay uint8.
+            frames keep the type that resizing leaves.
         do_convert_rgb (`bool`, defaults to True): grey frames are repeated, RGBA frames laid over white. False refuses
             them, since the models want three channels.
         training (`bool`, call only): random frames, drawn from torch's global generator, instead of the test positions.
@@ -98,6 +103,7 @@ class TPSVideoProcessor(VideoProcessorMixin):
     default_to_square = False  # a plain number for `size` means the shorter side
     resample = PILImageResampling.BILINEAR
     antialias = False
+    rounding = "mmcv"
     do_center_crop = True
     crop_size = {"height": 224, "width": 224}
     num_crops = 1
@@ -289,6 +295,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
         num_frames=1 if settings["fps"] is not None else settings["num_frames"],
         **{name: settings[name] for name in SAMPLING_SETTINGS},
     )
+    check_rounding(settings["rounding"])
     if settings["num_crops"] not in (1, 3):
         raise ValueError(f"num_crops must be 1 (centre) or 3 (both ends and centre), got {settings['num_crops']!r}.")
     if settings["num_crops"] == 3 and not settings["do_center_crop"]:
@@ -493,7 +500,7 @@ def _views(frames: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
     A single view gives (frames, 3, crop height, crop width).
     """
     num_clips = settings["num_clips"] if settings["do_sample_frames"] else 1
-    crops = _crops(frames, settings["crop_size"], settings["num_crops"]) if settings["do_center_crop"] else [frames]
+    crops = _crops(frames, settings) if settings["do_center_crop"] else [frames]
     views = torch.stack([crop.unflatten(0, (num_clips, -1)) for crop in crops], dim=1).flatten(0, 1)
     views = _rescale_and_normalize(views, settings)
     return views[0] if len(views) == 1 else views
@@ -503,9 +510,7 @@ def _resize(frames: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
     height, width = frames.shape[-2:]
     size, mode = settings["size"], _INTERPOLATION[settings["resample"]]
     if size.shortest_edge is not None:
-        # The longer side rounds as in mmcv, whose pipeline made the published TPS numbers.
-        short, target = min(height, width), size.shortest_edge
-        new_size = tuple(target if side == short else int(side * target / short + 0.5) for side in (height, width))
+        new_size = resized_size(height, width, size.shortest_edge, settings["rounding"])
     else:
         new_size = (size.height, size.width)
     if new_size == (height, width):
@@ -516,6 +521,8 @@ def _resize(frames: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
             f"the {settings['max_frame_pixels']} pixels of max_frame_pixels: give another size, or more pixels."
         )
     antialias = settings["antialias"] and mode != "nearest"
+    if settings["rounding"] == "slowfast":
+        frames = frames.float()
     if frames.dtype == torch.uint8 and frames.device.type != "cpu":
         # Only the CPU resizes whole numbers.
         resized = F.interpolate(frames.float(), size=new_size, mode=mode, antialias=antialias)
@@ -523,21 +530,15 @@ def _resize(frames: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
     return F.interpolate(frames, size=new_size, mode=mode, antialias=antialias)
 
 
-def _crops(frames: torch.Tensor, crop_size: SizeDict, num_crops: int) -> list[torch.Tensor]:
+def _crops(frames: torch.Tensor, settings: dict[str, Any]) -> list[torch.Tensor]:
     height, width = frames.shape[-2:]
-    crop_height, crop_width = crop_size.height, crop_size.width
+    crop_height, crop_width = settings["crop_size"].height, settings["crop_size"].width
     if height < crop_height or width < crop_width:
         raise ValueError(
             f"Frames of {width}x{height} (width x height) are smaller than the crop of {crop_width}x{crop_height}. "
             "Set a larger size (with do_resize=True), a smaller crop_size, or do_center_crop=False."
         )
-    room_y, room_x = height - crop_height, width - crop_width
-    centre = (room_y // 2, room_x // 2)
-    corners = [centre]
-    if num_crops == 3:
-        corners = [(0, centre[1]), centre, (room_y, centre[1])]
-        if width >= height:
-            corners = [(centre[0], 0), centre, (centre[0], room_x)]
+    corners = crop_corners(height, width, crop_height, crop_width, settings["num_crops"], settings["rounding"])
     return [frames[..., y : y + crop_height, x : x + crop_width] for y, x in corners]
 
 

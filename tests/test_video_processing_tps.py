@@ -310,6 +310,77 @@ def test_size_after_resizing(height, width, size, expected):
     assert processor(video(4, height, width), return_tensors="pt").pixel_values.shape[-2:] == expected
 
 
+def slow_bilinear(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Half-pixel bilinear interpolation of (height, width, 3) in float64, one axis after the other."""
+    for axis, size in ((0, height), (1, width)):
+        length = frame.shape[axis]
+        places = np.clip((np.arange(size) + 0.5) * length / size - 0.5, 0, None)
+        lower = places.astype(int)
+        upper = np.minimum(lower + 1, length - 1)
+        share = (places - lower).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        frame = frame.take(lower, axis) * (1 - share) + frame.take(upper, axis) * share
+    return frame
+
+
+# Width and height of a frame; after resizing to a shorter side of 224 and where along the longer side the crops begin,
+# as SlowFast (XViT, LAPS) and mmcv (TPS) have it
+RELEASED_SIZES = [
+    ((340, 256), "slowfast", (297, 224), (0, 37, 73)),
+    ((320, 240), "slowfast", (298, 224), (0, 37, 74)),
+    ((426, 240), "slowfast", (397, 224), (0, 87, 173)),
+    ((640, 360), "slowfast", (398, 224), (0, 87, 174)),
+    ((1280, 720), "slowfast", (398, 224), (0, 87, 174)),
+    ((256, 340), "slowfast", (224, 297), (0, 37, 73)),
+    ((340, 256), "mmcv", (298, 224), (0, 37, 74)),
+    ((320, 240), "mmcv", (299, 224), (0, 37, 74)),
+    ((426, 240), "mmcv", (398, 224), (0, 87, 174)),
+    ((640, 360), "mmcv", (398, 224), (0, 87, 174)),
+    ((1280, 720), "mmcv", (398, 224), (0, 87, 174)),
+    ((256, 340), "mmcv", (224, 298), (0, 37, 74)),
+]
+
+
+@pytest.mark.parametrize(("frame", "rounding", "resized", "places"), RELEASED_SIZES)
+def test_three_crops_of_real_frame_sizes_are_those_of_the_release(frame, rounding, resized, places):
+    array = video(1, frame[1], frame[0])
+    processor = TPSVideoProcessor(
+        num_frames=1, size=224, num_crops=3, rounding=rounding, image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.25, 0.3]
+    )
+    views = processor(array, return_tensors="pt").pixel_values[0, :, 0].permute(0, 2, 3, 1).double().numpy()
+
+    width, height = resized
+    mean, std = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.25, 0.3])
+    if rounding == "slowfast":  # normalises, then resizes
+        expected = slow_bilinear((array[0] / 255 - mean) / std, height, width)
+        tolerance = 5e-4  # torch counts places in float32; one of 255 would be 0.013
+    else:  # resizes bytes, then normalises; two implementations of bytes may round one of 255 apart
+        expected = (np.round(slow_bilinear(array[0].astype(float), height, width)) / 255 - mean) / std
+        tolerance = 1.01 / 255 / std.min()
+    for view, place in zip(views, places, strict=True):
+        top, left = (0, place) if width > height else (place, 0)
+        assert np.abs(view - expected[top : top + 224, left : left + 224]).max() < tolerance
+
+
+def test_bytes_and_floats_give_the_same_where_resized_pixels_are_not_rounded(tmp_path):
+    array = video(4)
+    settings = {"do_resize": True, "size": 30, "do_sample_frames": False, "return_tensors": "pt"}
+    pixels = {
+        (rounding, dtype): raw_processor(rounding=rounding)(array.astype(dtype), **settings).pixel_values
+        for rounding in ("mmcv", "slowfast")
+        for dtype in ("uint8", "float32")
+    }
+    assert torch.equal(pixels["slowfast", "uint8"], pixels["slowfast", "float32"])
+    assert torch.equal(pixels["mmcv", "uint8"], pixels["mmcv", "uint8"].round())
+    assert not torch.equal(pixels["mmcv", "uint8"], pixels["mmcv", "float32"])
+    path = tmp_path / "clip.mp4"
+    write_video(path, moving_frames(4))
+    decoded, _ = read_video(path)
+    assert torch.equal(
+        raw_processor(rounding="slowfast")(path, **settings).pixel_values,
+        raw_processor(rounding="slowfast")(decoded, **settings).pixel_values,
+    )
+
+
 def test_nearest_resize_takes_no_antialias():
     processor = raw_processor(do_resize=True, size=24, resample=PILImageResampling.NEAREST, antialias=True)
     array = video(4)
@@ -348,9 +419,10 @@ def test_input_is_not_written_to():
 @pytest.mark.parametrize(
     ("height", "width", "corners"),
     [
-        (40, 61, [(0, 0), (0, 10), (0, 21)]),  # left, centre at 21 // 2, right flush with the edge
+        # left, centre at 21 // 2, right at twice that and so a pixel off the edge, as TPS' release has it
+        (40, 61, [(0, 0), (0, 10), (0, 20)]),
         (45, 60, [(2, 0), (2, 10), (2, 20)]),  # ... centred in the height
-        (61, 40, [(0, 0), (10, 0), (21, 0)]),  # top, centre, bottom
+        (61, 40, [(0, 0), (10, 0), (20, 0)]),  # top, centre, bottom
     ],
 )
 def test_three_crops_lie_along_the_longer_side(height, width, corners):
@@ -407,6 +479,7 @@ EVERY_SETTING = {
     "num_clips": 2,
     "num_crops": 3,
     "antialias": True,
+    "rounding": "slowfast",
     "size": {"shortest_edge": 40},
     "crop_size": {"height": 32, "width": 32},
     "resample": 3,
@@ -437,6 +510,16 @@ def test_defaults_come_back(tmp_path):
     assert loaded.to_dict() == processor.to_dict()
     assert loaded.num_frames == 32
     assert loaded.antialias is False
+    assert loaded.rounding == "mmcv"
+
+
+def test_a_folder_saved_before_there_was_a_rounding_is_read_as_it_was(tmp_path):
+    TPSVideoProcessor(rounding="slowfast").save_pretrained(tmp_path)
+    file = tmp_path / "video_preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    assert settings.pop("rounding") == "slowfast"
+    file.write_text(json.dumps(settings))
+    assert TPSVideoProcessor.from_pretrained(tmp_path).rounding == "mmcv"
 
 
 def test_fps_instead_of_num_frames_comes_back(tmp_path):
@@ -473,6 +556,7 @@ def test_none_at_the_call_means_as_saved():
         ({"num_clips": 4}, "at most 3"),
         ({"num_crops": 2}, "num_crops must be 1"),
         ({"num_crops": 3, "do_center_crop": False}, "needs do_center_crop"),
+        ({"rounding": "floor"}, "'mmcv', 'slowfast'"),
         ({"resample": 1}, "0 .nearest., 2 .bilinear., 3 .bicubic."),
         ({"size": {"longest_edge": 40}}, "shortest_edge"),
         ({"size": {"shortest_edge": 0}}, "shortest_edge"),
