@@ -23,8 +23,8 @@ class STTMConfig(MergeOptions, VideoConfig):
     via Spatial-temporal Token Merging for Action Recognition", ACM TOMM 20(4), 2024, doi 10.1145/3633781).
 
     The paper is closed access and has no code: the formulas are this package's choice, and the defaults, which need no
-    training, leave out parts of what its abstract tells (see `token_merging.py`). `hidden_size`, `image_size`, `num_channels`, `num_frames` and
-    `num_hidden_layers` are read from `backbone_config`.
+    training, leave out parts of what its abstract tells (see `token_merging.py`). `hidden_size`, `image_size`,
+    `num_channels`, `num_frames` and `num_hidden_layers` are read from `backbone_config`.
 
     Args:
         backbone_config (`dict` with "model_type" or `PreTrainedConfig`, *optional*):

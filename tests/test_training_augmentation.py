@@ -1,23 +1,16 @@
 """Clip augmentation: alike in all frames, from the generator alone, and each operation what its name says."""
 
+import colorsys
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from hf_tps.training.augmentation import (
-    _OPERATIONS,
-    CROPS,
-    AugmentationSettings,
-    ClipAugmentation,
-    auto_contrast,
-    color_jitter,
-    equalize,
-    hue,
-    mix_batch,
-    posterize,
-    rand_augment,
-    rotate,
-    solarize,
-)
+from hf_tps.training import policies
+from hf_tps.training.augmentation import CROPS, AugmentationSettings, ClipAugmentation, mix_batch
+from hf_tps.training.clip_operations import auto_contrast, cutout, equalize, hue, posterize, rotate, solarize
+from hf_tps.training.policies import TORCH_SPACE, color_jitter, rand_augment
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -35,9 +28,17 @@ def still(frames: int = 3, **size) -> torch.Tensor:
 
 @pytest.mark.parametrize("crop", CROPS)
 def test_every_frame_is_treated_alike_and_the_size_is_right(crop):
-    settings = AugmentationSettings(crop=crop, short_side=(16, 20), rand_augment_ops=2, color_jitter=0.5, erasing=0.5)
-    augmentation = ClipAugmentation(settings, (16, 16))
-    for seed in range(12):
+    for seed in range(24):
+        settings = AugmentationSettings(
+            crop=crop,
+            short_side=(16, 20),
+            rand_augment_ops=2,
+            rand_augment_space=("torch", "imgaug")[seed % 2],
+            auto_augment=(None, "imagenet", "v0")[seed % 3],
+            color_jitter=0.5,
+            erasing=0.5,
+        )
+        augmentation = ClipAugmentation(settings, (16, 16))
         frames = augmentation.change_frames(still(), 0, generator := seeded(seed))
         assert frames.dtype == torch.uint8
         assert frames.shape[-2:] == ((24, 32) if crop == "center" else (16, 16))
@@ -81,6 +82,77 @@ def test_a_random_crop_shows_a_part_with_the_wanted_area():
     assert len(corners) > 10
 
 
+def coordinates(height: int, width: int) -> torch.Tensor:
+    """A clip of one frame whose pixels tell their place: row in red, column in green, its hundreds in blue."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([rows, columns % 200, columns // 200]).to(torch.uint8)[None]
+
+
+def test_fixed_crops_lie_at_thirteen_places_and_are_resized_as_by_pillow():
+    # 340 x 256: sides 256, 224, 192 and 168; 13 places at quarters of what is left, as in XViT's release
+    sides = {256: (0, 21), 224: (8, 29), 192: (16, 37), 168: (22, 43)}  # a quarter of the height left, of the width
+    places = [(0, 0), (0, 2), (0, 4), (2, 0), (2, 2), (2, 4), (4, 0), (4, 2), (4, 4), (1, 1), (1, 3), (3, 1), (3, 3)]
+    frames = coordinates(256, 340)
+    whole = Image.fromarray(frames[0].permute(1, 2, 0).numpy())
+    expected = {}
+    for height, (down, _) in sides.items():
+        for width, (_, right) in sides.items():
+            if abs(list(sides).index(height) - list(sides).index(width)) > 1:
+                continue
+            for row, column in places:
+                left, top = column * right, row * down
+                crop = whole.crop((left, top, left + width, top + height)).resize((224, 224), Image.BILINEAR)
+                expected[np.asarray(crop).tobytes()] = (top, left, height, width)
+    augmentation = ClipAugmentation(AugmentationSettings(crop="multiscale_fixed", flip=0), (224, 224))
+    seen = set()
+    for seed in range(300):
+        crop = augmentation.change_frames(frames, 0, seeded(seed))[0].permute(1, 2, 0).contiguous()
+        seen.add(expected[crop.numpy().tobytes()])
+    assert len(seen) > 80
+
+
+def test_a_fixed_side_that_nearly_is_the_crop_becomes_it_where_the_frame_has_the_room():
+    augmentation = ClipAugmentation(AugmentationSettings(crop="multiscale_fixed", flip=0), (224, 224))
+    frames = coordinates(226, 226)
+    # 226 becomes 224, so that the largest crop is a piece of the frame as it is; a quarter of what is left is nothing
+    crops = [augmentation.change_frames(frames, 0, seeded(seed)) for seed in range(60)]
+    assert any(torch.equal(crop, frames[..., :224, :224]) for crop in crops)
+    assert augmentation.change_frames(coordinates(222, 222), 0, seeded()).shape[-2:] == (224, 224)
+
+
+@pytest.mark.parametrize(("rounding", "width"), [("mmcv", 298), ("slowfast", 297)])
+def test_the_jitters_longer_side_is_rounded_as_the_processor_rounds(rounding, width, monkeypatch):
+    resized = []
+    interpolate = ClipAugmentation._resize
+
+    def recorded(self, frames, size):
+        resized.append(size)
+        return interpolate(self, frames, size)
+
+    monkeypatch.setattr(ClipAugmentation, "_resize", recorded)
+    settings = AugmentationSettings(crop="jitter", short_side=(224, 224))
+    ClipAugmentation(settings, (224, 224), rounding=rounding).change_frames(coordinates(256, 340), 0, seeded())
+    assert resized == [(224, width)]
+
+
+def test_auto_augment_comes_before_the_crop(monkeypatch):
+    whole = []
+    monkeypatch.setitem(policies.AUTO_AUGMENT_POLICIES, "v0", ((("invert", 1.0, 0), ("record", 1.0, 0)),))
+
+    def record(frames, **_):
+        whole.append(tuple(frames.shape[-2:]))
+        return frames
+
+    monkeypatch.setitem(policies.AUTO_AUGMENT_OPERATIONS, "record", record)
+    augmentation = ClipAugmentation(
+        AugmentationSettings(auto_augment="v0", flip=0, scale=(1, 1), ratio=(1, 1)), (24, 24)
+    )
+    changed = augmentation.change_frames(still(height=24, width=24), 0, seeded())
+    assert torch.equal(changed, 255 - still(height=24, width=24))
+    augmentation.change_frames(still(), 0, seeded())
+    assert whole == [(24, 24), (24, 32)]
+
+
 def test_erasing_sets_one_box_of_the_wanted_area_to_zero():
     settings = AugmentationSettings(erasing=1.0, erasing_area=(0.25, 0.25), erasing_ratio=1.0)
     erased = ClipAugmentation(settings, (32, 32)).erase(torch.ones(2, 3, 32, 32), seeded())
@@ -91,10 +163,10 @@ def test_erasing_sets_one_box_of_the_wanted_area_to_zero():
     assert torch.equal(erased == 0, holes.expand_as(erased))
 
 
-@pytest.mark.parametrize("name", sorted(_OPERATIONS))
+@pytest.mark.parametrize("name", sorted(TORCH_SPACE))
 def test_every_operation_changes_the_clip_and_not_its_kind(name):
     frames = still()
-    changed = _OPERATIONS[name](frames, 0.9)
+    changed = TORCH_SPACE[name](frames, 0.9)
     assert changed.shape == frames.shape
     assert changed.dtype == torch.uint8
     assert torch.equal(frames, still())
@@ -103,7 +175,7 @@ def test_every_operation_changes_the_clip_and_not_its_kind(name):
 
 def test_strength_zero_leaves_what_has_a_strength():
     for name in ("rotate", "shear_x", "shear_y", "translate_x", "translate_y", "saturation", "contrast", "brightness"):
-        assert torch.equal(_OPERATIONS[name](still(), 0.0), still()), name
+        assert torch.equal(TORCH_SPACE[name](still(), 0.0), still()), name
 
 
 def test_single_operations_by_hand():
@@ -121,15 +193,40 @@ def test_single_operations_by_hand():
     assert flat.min() > 0.6 * flat.max()
 
 
+def test_hue_turns_as_pythons_own_colours_do():
+    frames = torch.randint(0, 256, (2, 3, 12, 12), dtype=torch.uint8, generator=seeded())
+    for turn in (-0.5, -0.3, 0.1, 0.5):
+        turned = hue(frames, turn)
+        for before, after in zip(
+            frames.movedim(1, -1).reshape(-1, 3), turned.movedim(1, -1).reshape(-1, 3), strict=True
+        ):
+            tone, saturation, value = colorsys.rgb_to_hsv(*(before / 255).tolist())
+            expected = torch.tensor(colorsys.hsv_to_rgb((tone + turn) % 1, saturation, value)) * 255
+            assert (after - expected).abs().max() <= 0.51
+    assert torch.equal(hue(frames, 0.0), frames)
+
+
+def test_cutout_is_a_grey_square_that_the_frame_cuts_off():
+    black = torch.zeros(2, 3, 100, 200, dtype=torch.uint8)
+    cut = cutout(black, 0.2, (0.5, 0.25))
+    expected = black.clone()
+    expected[..., 40:60, 40:60] = 128
+    assert torch.equal(cut, expected)
+    corner = cutout(black, 0.2, (0.0, 1.0))
+    assert torch.equal(corner[..., :10, 190:], torch.full((2, 3, 10, 10), 128, dtype=torch.uint8))
+    assert int((corner == 128).sum()) == 2 * 3 * 100
+
+
 def test_contrast_counts_the_whole_clip_so_that_brightness_does_not_flicker():
     dark, light = torch.full((1, 3, 4, 4), 40, dtype=torch.uint8), torch.full((1, 3, 4, 4), 80, dtype=torch.uint8)
-    clip = _OPERATIONS["contrast"](torch.cat([dark, light]), -1.0)  # factor 0.1: near the mean of the clip, 60
+    clip = TORCH_SPACE["contrast"](torch.cat([dark, light]), -1.0)  # factor 0.1: near the mean of the clip, 60
     assert clip.unique().tolist() == [58, 62]
 
 
 def test_rand_augment_of_no_operations_is_nothing():
     assert torch.equal(rand_augment(still(), 0, 9, seeded()), still())
-    assert torch.equal(color_jitter(still(), 0.0, seeded()), still())
+    assert torch.equal(rand_augment(still(), 0, 9, seeded(), "imgaug"), still())
+    assert torch.equal(color_jitter(still(), 0.0, AugmentationSettings().jitter_ranges(), seeded()), still())
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
@@ -158,6 +255,10 @@ def test_without_alpha_nothing_is_mixed():
         ({"rand_augment_ops": 2, "rand_augment_magnitude": 11}, "magnitude 0 to 10"),
         ({"scale": (0.5, 0.1)}, "scale must be"),
         ({"ratio": (0, 1)}, "ratio must be"),
+        ({"rand_augment_space": "pil"}, "'torch', 'imgaug'"),
+        ({"auto_augment": "cifar"}, "'imagenet', 'v0'"),
+        ({"jitter_gamma": (0, 1)}, "jitter_gamma must be"),
+        ({"jitter_hue": (-0.6, 0.1)}, "jitter_hue must be"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

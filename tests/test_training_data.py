@@ -10,10 +10,13 @@ import pytest
 import torch
 from filelock import FileLock
 from torch.utils.data import DataLoader
+from transformers.video_utils import VideoMetadata
 
 import hf_tps
-from hf_tps import video_processing_tps
+from hf_tps import video_processing_tps, video_reading
+from hf_tps.frame_sampling import sample_frame_indices
 from hf_tps.training import data, frame_cache
+from hf_tps.training.augmentation import CROPS, AugmentationSettings, ClipAugmentation
 from hf_tps.training.data import (
     IGNORED_LABEL,
     BrokenVideos,
@@ -88,6 +91,54 @@ def test_training_frames_are_random_within_their_segments(tmp_path, processor):
         assert all(a <= number <= b for a, number, b in zip(borders, numbers, borders[1:], strict=False))
         chosen.add(tuple(numbers))
     assert len(chosen) > 10
+
+
+@pytest.mark.parametrize("policy", [None, "v0"])
+@pytest.mark.parametrize("crop", CROPS)
+def test_a_crop_made_while_decoding_is_that_of_the_whole_clip(crop, policy, processor, tmp_path, monkeypatch):
+    write_video(tmp_path / "v.mp4", moving_frames(12, 60, 80))
+    frames, _ = read_video(tmp_path / "v.mp4")
+    settings = AugmentationSettings(
+        crop=crop, short_side=(16, 30), auto_augment=policy, rand_augment_ops=1, erasing=0.5
+    )
+    reader = ClipReader(processor, ClipAugmentation(settings, (16, 16)))
+    for frame_bytes in (0, 3 * 60 * 80 * 3, 2**25):  # one frame at a time, three, all
+        monkeypatch.setattr(video_reading, "_PREPARED_BYTES", frame_bytes)
+        for seed in range(4):
+            decoded = reader.training_clip(tmp_path / "v.mp4", 0, seed)
+            assert torch.equal(decoded, reader.training_clip(frames, 0, seed))
+
+
+def test_no_more_than_a_few_large_frames_of_a_training_clip_are_held(processor, tmp_path, monkeypatch):
+    write_video(tmp_path / "v.mp4", moving_frames(12, 60, 80))
+    monkeypatch.setattr(video_reading, "_PREPARED_BYTES", 2 * 60 * 80 * 3)
+    seen = []
+    resize = ClipAugmentation._resize
+    monkeypatch.setattr(
+        ClipAugmentation, "_resize", lambda self, frames, size: seen.append(len(frames)) or resize(self, frames, size)
+    )
+    reader = ClipReader(processor, ClipAugmentation(AugmentationSettings(), (16, 16)))
+    assert len(reader.training_clip(tmp_path / "v.mp4", 0, 0)) == 4
+    assert max(seen) <= 2
+    assert sum(seen) <= 4
+
+
+def test_a_video_that_is_asked_again_draws_frames_and_then_the_crop(processor, monkeypatch):
+    """The header says 40 frames, decoding finds 30: what was drawn for the crop in between does not count."""
+    frames = torch.randint(256, (40, 3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    def read_twice(video, indices, *, prepare):
+        prepare(frames[indices(VideoMetadata(total_num_frames=40))[:1]])
+        return prepare(frames[indices(VideoMetadata(total_num_frames=30))]), None
+
+    monkeypatch.setattr(data, "read_video", read_twice)
+    augmentation = ClipAugmentation(AugmentationSettings(), (16, 16))
+    generator = torch.Generator().manual_seed(5)
+    for total in (40, 30):
+        chosen = sample_frame_indices(total, num_frames=4, training=True, generator=generator)[0]
+    expected = augmentation.change_frames(frames[chosen], 0, generator)
+    processor.do_rescale = processor.do_normalize = False
+    assert torch.equal(ClipReader(processor, augmentation).training_clip("v.mp4", 0, 5), expected)
 
 
 def test_a_cached_clip_is_the_decoded_one(folder, processor, tmp_path):

@@ -26,6 +26,7 @@ from ..video_processing_tps import SAMPLING_SETTINGS, TPSVideoProcessor
 from ..video_reading import read_video
 from .augmentation import ClipAugmentation
 from .frame_cache import FrameCache
+from .policies import ChangeFrames
 from .text import first_line
 from .video_lists import LabelledVideos
 
@@ -57,6 +58,9 @@ class ClipReader:
         ValueError: for a processor that samples by fps.
     """
 
+    # A clip that is sampled already, in one view
+    WHOLE = {"do_sample_frames": False, "num_clips": 1, "num_crops": 1, "return_tensors": "pt"}
+
     def __init__(
         self, processor: TPSVideoProcessor, augmentation: ClipAugmentation | None = None, views: dict | None = None
     ) -> None:
@@ -73,28 +77,50 @@ class ClipReader:
     def training_clip(self, video: Video, label: int, seed: int) -> torch.Tensor:
         """(frames, 3, height, width) at random places of time and, with an augmentation, of the frame."""
         generator = torch.Generator().manual_seed(seed)
-
-        def indices(total: int) -> np.ndarray:
-            return sample_frame_indices(
-                total, num_frames=self.processor.num_frames, training=True, generator=generator, **self.sampling
-            )[0]
-
-        if isinstance(video, torch.Tensor):
-            frames = video[torch.from_numpy(indices(len(video)))]
-        else:
-            frames, _ = read_video(video, lambda metadata: indices(metadata.total_num_frames))
-        whole = {"do_sample_frames": False, "num_clips": 1, "num_crops": 1, "return_tensors": "pt"}
+        frames = self._random_frames(video, generator)
         if self.augmentation is None:
-            return self.processor(frames, **whole).pixel_values[0]
-        frames = self.augmentation.change_frames(frames, label, generator)
+            return self.processor(frames, **self.WHOLE).pixel_values[0]
+        frames = self.augmentation.change_crops(frames, label, generator)
         cropped = self.augmentation.crops
         pixel_values = self.processor(
             frames,
-            **whole,
+            **self.WHOLE,
             do_resize=self.processor.do_resize and not cropped,
             do_center_crop=self.processor.do_center_crop and not cropped,
         ).pixel_values[0]
         return self.augmentation.erase(pixel_values, generator)
+
+    def _random_frames(self, video: Video, generator: torch.Generator) -> torch.Tensor:
+        """uint8 (frames, 3, height, width) at random places of time, cropped by the augmentation.
+
+        They are cropped as they are decoded: no more than a few frames of a large video are held at their full size.
+        """
+        crop: ChangeFrames | None = None
+        chosen_at: torch.Tensor | None = None  # state of the generator after the frames were chosen
+
+        def indices(total: int) -> np.ndarray:
+            nonlocal crop, chosen_at
+            if chosen_at is not None:  # the count was wrong: the crop is drawn again as well, after the frames
+                generator.set_state(chosen_at)
+            chosen = sample_frame_indices(
+                total, num_frames=self.processor.num_frames, training=True, generator=generator, **self.sampling
+            )[0]
+            crop, chosen_at = None, generator.get_state()
+            return chosen
+
+        def prepare(frames: torch.Tensor) -> torch.Tensor:
+            nonlocal crop
+            if self.augmentation is None:
+                return frames
+            if crop is None:
+                height, width = frames.shape[-2:]
+                crop = self.augmentation.draw_crop(height, width, generator)
+            return crop(frames)
+
+        if isinstance(video, torch.Tensor):
+            return prepare(video[torch.from_numpy(indices(len(video)))])
+        frames, _ = read_video(video, lambda metadata: indices(metadata.total_num_frames), prepare=prepare)
+        return frames
 
 
 def clip_item(pixel_values: torch.Tensor | None, label: int, index: int, broken: list[tuple[str, str]]) -> dict:
