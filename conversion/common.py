@@ -265,7 +265,6 @@ def processor_settings(
         "num_frames": config.num_frames,
         "size": {"shortest_edge": config.image_size},
         "crop_size": {"height": config.image_size, "width": config.image_size},
-        "antialias": False,
         **settings.test_settings(),
     }
 

@@ -1,9 +1,9 @@
 """Spatial-temporal token merging (STTM, doi 10.1145/3633781) as pure functions: fewer tokens, nothing of the clip lost.
 
-The paper is closed access and has no code. Its abstract tells of meta tokens found in the clip, similarity of tokens and
-meta tokens, fusion in space and in time, motion from the tokens' positions: all are here, but by default the receivers
-come from a checkerboard, meta tokens have no weight and motion is off. The formulas are our own choice; "choice" marks
-the places where another reading is as good.
+The paper is closed access and has no code. Its abstract tells of meta tokens found in the clip, similarity of tokens
+and meta tokens, fusion in space and in time, motion from the tokens' positions: all are here, but by default the
+receivers come from a checkerboard, meta tokens have no weight and motion is off. The formulas are our own choice;
+"choice" marks the places where another reading is as good.
 
 One merging stage works on a `MergeState` and a metric (the attention keys): a spatial step inside every temporal group,
 then a temporal step over adjacent pairs of groups. Both are the same primitive, `aggregate`: a size-weighted mean under

@@ -135,6 +135,22 @@ def test_the_jitters_longer_side_is_rounded_as_the_processor_rounds(rounding, wi
     assert resized == [(224, width)]
 
 
+def test_slowfasts_jitter_draws_the_ends_half_as_often_and_never_the_last_place(monkeypatch):
+    resized = []
+    monkeypatch.setattr(ClipAugmentation, "_resize", lambda self, frames, size: resized.append(size) or frames)
+    settings = AugmentationSettings(crop="jitter", short_side=(20, 22), flip=0)
+    augmentation = ClipAugmentation(settings, (16, 16), rounding="slowfast")
+    corners = [augmentation.change_frames(coordinates(30, 20), 0, seeded(seed))[0, :2, 0, 0] for seed in range(800)]
+    shares = [sum(width == side for _, width in resized) / 800 for side in (20, 21, 22)]
+    assert np.abs(np.array(shares) - (0.25, 0.5, 0.25)).max() < 0.05
+    for height, width in ((30, 20), (31, 21), (33, 22)):
+        places = [corner.tolist() for corner, size in zip(corners, resized, strict=True) if size == (height, width)]
+        assert {top for top, _ in places} == set(range(height - 16))
+        assert {left for _, left in places} == set(range(width - 16))
+    fitting = ClipAugmentation(AugmentationSettings(crop="jitter", short_side=(16, 16)), (16, 16), rounding="slowfast")
+    assert fitting.change_frames(still(height=16, width=16), 0, seeded()).shape[-2:] == (16, 16)
+
+
 def test_auto_augment_comes_before_the_crop(monkeypatch):
     whole = []
     monkeypatch.setitem(policies.AUTO_AUGMENT_POLICIES, "v0", ((("invert", 1.0, 0), ("record", 1.0, 0)),))

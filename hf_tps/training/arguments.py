@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..configuration_sttm import STTMConfig
+from ..frame_geometry import ROUNDINGS
 from ..video_processing_tps import TPSVideoProcessor
 from .augmentation import CROPS, AugmentationSettings, ClipAugmentation
 from .class_names import never_flipped
@@ -21,6 +22,7 @@ from .data import BrokenVideos, ClipReader
 from .frame_cache import FrameCache
 from .hub_datasets import StreamedVideos, read_hub_dataset
 from .optimization import NO_DECAY_RULES, WARMUP_RULES
+from .policies import AUTO_AUGMENT_POLICIES, RAND_AUGMENT_SPACES
 from .published import short_side
 from .recipes import RECIPES, recipe_named
 from .starting_points import (
@@ -48,7 +50,10 @@ if TYPE_CHECKING:  # imported where it is used: it takes seconds
 
 logger = logging.getLogger(__name__)
 
-SAMPLING_FLAGS = ("sampling", "frame_interval", "index_rule", "past_end", "clip_placement", "image_mean", "image_std")
+PROCESSOR_FLAGS = (
+    *("sampling", "frame_interval", "index_rule", "past_end", "clip_placement"),
+    *("image_mean", "image_std", "antialias", "rounding"),
+)
 
 
 @contextmanager
@@ -125,6 +130,8 @@ def add_clip_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--clip_placement", choices=("centre", "start"))
     group.add_argument("--image_mean", type=float, nargs=3)
     group.add_argument("--image_std", type=float, nargs=3)
+    group.add_argument("--antialias", action=argparse.BooleanOptionalAction, help="of resizing")
+    group.add_argument("--rounding", choices=ROUNDINGS, help="of sizes, crops and resized pixels, as a library has it")
     group.add_argument("--crop_size", type=int)
     group.add_argument("--short_side", type=int, help="shorter side before the centre crop")
 
@@ -185,7 +192,15 @@ def add_augmentation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--rand_augment_ops", type=int, default=0)
     group.add_argument("--rand_augment_magnitude", type=float, default=9.0)
+    group.add_argument(
+        "--rand_augment_space", choices=RAND_AUGMENT_SPACES, default="torch", help="imgaug: that of TPS' release"
+    )
+    group.add_argument(
+        "--auto_augment", choices=tuple(AUTO_AUGMENT_POLICIES), help="a policy, before the crop; v0: XViT's release"
+    )
     group.add_argument("--color_jitter", type=float, default=0.0, help="probability")
+    for name, (low, high) in AugmentationSettings().jitter_ranges().items():
+        group.add_argument(f"--jitter_{name}", type=float, nargs=2, default=[low, high], help="range of --color_jitter")
     group.add_argument("--erasing", type=float, default=0.0, help="probability")
     group.add_argument("--label_smoothing", type=float, default=0.0)
     group.add_argument("--mixup", type=float, default=0.0, help="alpha; 0: off")
@@ -369,7 +384,7 @@ def config_overrides(arguments: argparse.Namespace) -> dict:
 
 def processor_overrides(arguments: argparse.Namespace) -> dict:
     """Settings of the processor that flags set. Training keeps one view; the test's views are a protocol's matter."""
-    overrides = {name: getattr(arguments, name) for name in SAMPLING_FLAGS if getattr(arguments, name) is not None}
+    overrides = {name: getattr(arguments, name) for name in PROCESSOR_FLAGS if getattr(arguments, name) is not None}
     if arguments.crop_size is not None:
         overrides["crop_size"] = {"height": arguments.crop_size, "width": arguments.crop_size}
         overrides["size"] = {"shortest_edge": short_side(arguments.crop_size)}
@@ -392,7 +407,13 @@ def augmentation_settings(arguments: argparse.Namespace, class_names: Sequence[s
         no_flip=no_flip,
         rand_augment_ops=arguments.rand_augment_ops,
         rand_augment_magnitude=arguments.rand_augment_magnitude,
+        rand_augment_space=arguments.rand_augment_space,
+        auto_augment=arguments.auto_augment,
         color_jitter=arguments.color_jitter,
+        jitter_brightness=tuple(arguments.jitter_brightness),
+        jitter_saturation=tuple(arguments.jitter_saturation),
+        jitter_gamma=tuple(arguments.jitter_gamma),
+        jitter_hue=tuple(arguments.jitter_hue),
         erasing=arguments.erasing,
     )
 
@@ -405,7 +426,8 @@ def clip_reader(
     if settings is None:
         return ClipReader(processor, views=views)
     crop_size = (processor.crop_size["height"], processor.crop_size["width"])
-    return ClipReader(processor, ClipAugmentation(settings, crop_size, processor.antialias), views)
+    augmentation = ClipAugmentation(settings, crop_size, processor.antialias, processor.rounding)
+    return ClipReader(processor, augmentation, views)
 
 
 def frame_cache(arguments: argparse.Namespace, videos: LabelledVideos) -> FrameCache | None:

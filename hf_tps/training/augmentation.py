@@ -116,7 +116,8 @@ class ClipAugmentation:
         settings: see `AugmentationSettings`.
         crop_size: (height, width) of the result.
         antialias: of the resizing, as in the processor.
-        rounding: of the longer side of "jitter", as in the processor.
+        rounding: as in the processor; of "jitter": "slowfast" also draws the shorter side and the place of the crop as
+            that library does.
     """
 
     def __init__(
@@ -144,7 +145,7 @@ class ClipAugmentation:
         return self.change_crops(self.draw_crop(height, width, generator)(frames), label, generator)
 
     def draw_crop(self, height: int, width: int, generator: torch.Generator) -> ChangeFrames:
-        """What becomes of every frame of this size: the first half of `change_frames`, which can be done frame by frame.
+        """What becomes of every frame of this size: the first half of `change_frames`, for a few at a time.
 
         Returns:
             uint8 (some, 3, height, width) to the same of the crop's size.
@@ -211,9 +212,14 @@ class ClipAugmentation:
 
     def _jitter_crop(self, height: int, width: int, generator: torch.Generator) -> ChangeFrames:
         low, high = self.settings.short_side
-        size = resized_size(height, width, low + below(generator, high - low + 1), self.rounding)
         crop_height, crop_width = self.crop_size
-        top, left = below(generator, size[0] - crop_height + 1), below(generator, size[1] - crop_width + 1)
+        if self.rounding == "slowfast":  # draws a number between two whole ones, and never the last place of the crop
+            size = resized_size(height, width, round(uniform(generator, low, high)), self.rounding)
+            places = max(1, size[0] - crop_height), max(1, size[1] - crop_width)
+        else:
+            size = resized_size(height, width, low + below(generator, high - low + 1), self.rounding)
+            places = size[0] - crop_height + 1, size[1] - crop_width + 1
+        top, left = (below(generator, count) for count in places)
         return lambda frames: self._resize(frames, size)[..., top : top + crop_height, left : left + crop_width]
 
     def _multiscale_crop(self, height: int, width: int, generator: torch.Generator) -> ChangeFrames:

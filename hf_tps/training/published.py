@@ -28,6 +28,9 @@ VISFORMER = Normalisation((0.486, 0.457, 0.407), (0.229, 0.224, 0.225))
 # All others: the processor's default, ImageNet's.
 NORMALISATION_WITHOUT_A_FILE = {"xvit": HALF, "visformer": VISFORMER, "vit": HALF}
 
+# By the type of the model: whose library the release resizes and crops with, see `frame_geometry.py`
+ROUNDING = {"tps": "mmcv", "xvit": "slowfast", "laps": "slowfast"}
+
 
 @dataclass(frozen=True)
 class PublishedSettings:
@@ -60,15 +63,19 @@ class PublishedSettings:
         names = ("sampling", "frame_interval", "index_rule", "past_end", "clip_placement")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
+    def pixel_settings(self) -> dict:
+        """Normalisation and resizing, as settings of the processor: no release antialiases its test's frames."""
+        return {**self.normalisation.settings(), "antialias": False, "rounding": ROUNDING[self.model_type]}
+
     def test_settings(self) -> dict:
-        """Normalisation, sampling and views of the test, as settings of the processor."""
+        """Pixels, sampling and views of the test, as settings of the processor."""
         views = {"num_clips": self.num_clips, "num_crops": self.num_crops}
-        return {**self.normalisation.settings(), **self.sampling_settings(), **views}
+        return {**self.pixel_settings(), **self.sampling_settings(), **views}
 
     def training_settings(self) -> dict:
-        """Normalisation, sizes and sampling, as settings of a recipe."""
+        """Pixels, sizes and sampling, as settings of a recipe."""
         sizes = {"num_frames": self.num_frames, "crop_size": self.image_size}
-        return {**self.normalisation.settings(), **sizes, **self.sampling_settings()}
+        return {**self.pixel_settings(), **sizes, **self.sampling_settings()}
 
 
 _TPS = PublishedSettings(

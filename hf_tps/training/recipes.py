@@ -59,10 +59,15 @@ _TPS_UNIFORM = {
     **_TPS,
     "rand_augment_ops": 2,
     "rand_augment_magnitude": 9.0,
+    "rand_augment_space": "imgaug",
     "erasing": 0.25,
 }
 _TPS_SOURCE = "TPS, released configs/recognition/tps (Swin-T)"
 _TPS_NOTES = ("The release resizes the shorter side to 256 before the random crop, and trains in fp16 (apex).",)
+_TPS_UNIFORM_NOTES = (
+    *_TPS_NOTES,
+    "RandAugment draws a direction for each clip, the release once for a process; torch moves pixels, not OpenCV.",
+)
 
 _XVIT = {
     "optimizer": "sgd",
@@ -76,8 +81,7 @@ _XVIT = {
     "drop_path_rate": 0.0,
     # The release decays everything but batch norms and the biases of the heads.
     "no_decay": "none",
-    "rand_augment_ops": 2,
-    "rand_augment_magnitude": 9.0,
+    "auto_augment": "v0",
 }
 _XVIT_KINETICS = {
     **_XVIT,
@@ -86,7 +90,7 @@ _XVIT_KINETICS = {
     "weight_decay": 1e-5,
     "label_smoothing": 0.3,
     "mixup": 0.4,
-    "crop": "multiscale",
+    "crop": "multiscale_fixed",
     "flip": 0.5,
 }
 _XVIT_SSV2 = {
@@ -99,7 +103,12 @@ _XVIT_SSV2 = {
     "crop_short_side": [256, 320],
     "flip": 0.0,
 }
-_XVIT_NOTES = ("AutoAugment v0 is replaced by RandAugment (2 operations, magnitude 9).",)
+# frames of "jitter", which the releases resize after normalisation
+_ROUNDED = "Resized training frames are rounded to whole numbers, in the release they are not."
+_XVIT_NOTES = (
+    "AutoAugment draws the interpolation of a clip, bilinear or bicubic; the release draws it for each frame.",
+)
+_XVIT_SSV2_NOTES = (*_XVIT_NOTES, _ROUNDED)
 
 _LAPS = {
     "optimizer": "sgd",
@@ -117,8 +126,16 @@ _LAPS = {
     "crop_short_side": [224, 360],
     "flip": 0.5,
     "color_jitter": 0.1,
+    "jitter_brightness": [0.5, 2.0],
+    "jitter_saturation": [0.5, 3.0],
+    "jitter_gamma": [0.8, 1.2],
+    "jitter_hue": [-0.5, 0.5],
 }
-_LAPS_NOTES = ("The ranges of the colour jitter are not published; precise batch-norm statistics are not recomputed.",)
+_LAPS_NOTES = (
+    "The colour jitter follows crop and flip, in the release it precedes them.",
+    _ROUNDED,
+    "Precise batch-norm statistics are not recomputed.",
+)
 _LAPS_BATCH = ("The number of GPUs is not published, and no number fits the rates of all Visformer configs.",)
 # lr = 0.1 / 42 * clips of a GPU * GPUs, a comment in the configs: with 4 GPUs .171, .229 and .029, where they say .18,
 # .24 and .03
@@ -165,7 +182,10 @@ RECIPES = {
         _TPS_SOURCE,
         64,
         {**_TPS_UNIFORM, "label_smoothing": 0.1, "no_flip_classes": ["left_right"]},
-        (*_TPS_NOTES, "The release keeps the flip list of Something-Something-v2 ids for v1; here class names decide."),
+        (
+            *_TPS_UNIFORM_NOTES,
+            "The release keeps the flip list of Something-Something-v2 ids for v1; here class names decide.",
+        ),
     ),
     "tps-ssv2": _recipe(
         "tps",
@@ -173,9 +193,11 @@ RECIPES = {
         _TPS_SOURCE,
         64,
         {**_TPS_UNIFORM, "label_smoothing": 0.1, "no_flip_classes": ["left_right"]},
-        _TPS_NOTES,
+        _TPS_UNIFORM_NOTES,
     ),
-    "tps-diving48": _recipe("tps", "diving48", _TPS_SOURCE, 64, {**_TPS_UNIFORM, "label_smoothing": 0.02}, _TPS_NOTES),
+    "tps-diving48": _recipe(
+        "tps", "diving48", _TPS_SOURCE, 64, {**_TPS_UNIFORM, "label_smoothing": 0.02}, _TPS_UNIFORM_NOTES
+    ),
     "xvit-k400": _recipe(
         "xvit",
         "k400",
@@ -198,7 +220,7 @@ RECIPES = {
         "XViT, released Something-Something-v2 config",
         64,
         _XVIT_SSV2,
-        _XVIT_NOTES,
+        _XVIT_SSV2_NOTES,
     ),
     "xvit-ssv2-paper": _recipe(
         "xvit-paper",
@@ -206,7 +228,7 @@ RECIPES = {
         "XViT, the paper's text (submission); weight decay from the released config",
         128,
         {**_XVIT_SSV2, "learning_rate": 0.05, "label_smoothing": 0.3},
-        (*_XVIT_NOTES, "The text does not tell where the warm-up begins: at a tenth of the rate, as released."),
+        (*_XVIT_SSV2_NOTES, "The text does not tell where the warm-up begins: at a tenth of the rate, as released."),
     ),
     "laps-k400": _laps("laps", "Visformer LAPS 8x8", 0.2),
     "laps-320-k400": _laps("laps-320", "Visformer LAPS 32x8, 320 pixels", 0.036, [320, 480]),

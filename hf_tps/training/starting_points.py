@@ -21,7 +21,7 @@ from ..modeling_xvit import XViTForVideoClassification
 from ..text_files import read_json
 from ..video_processing_tps import TPSVideoProcessor
 from .files import reading
-from .published import NORMALISATION_WITHOUT_A_FILE, short_side
+from .published import NORMALISATION_WITHOUT_A_FILE, ROUNDING, short_side
 from .recipes import recipe_named
 
 logger = logging.getLogger(__name__)
@@ -235,6 +235,8 @@ def load_processor(name_or_path: str | None, config: PreTrainedConfig, overrides
         image_model = _image_model(config)
         if image_model in NORMALISATION_WITHOUT_A_FILE:
             plain = {**NORMALISATION_WITHOUT_A_FILE[image_model].settings(), **plain}
+        if config.model_type in ROUNDING:
+            plain["rounding"] = ROUNDING[config.model_type]
         settings = {**plain, "crop_size": {"height": side, "width": side}, "antialias": True, **overrides}
         settings.setdefault("size", {"shortest_edge": short_side(max(dict(settings["crop_size"]).values()))})
     num_frames = getattr(config, "num_frames", None) or getattr(_backbone(config), "num_frames", None)
