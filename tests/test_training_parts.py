@@ -57,6 +57,16 @@ def test_every_recipe_sets_flags_that_exist_and_builds_a_processor(name):
     processor = load_processor(None, config, flags.processor_overrides(arguments))
     assert processor.crop_size["height"] == RECIPES[name].settings["crop_size"]
     assert list(processor.image_mean) == RECIPES[name].settings["image_mean"]
+    clips = flags.clip_reader(arguments, ["a", "b"], processor, {})
+    rounding = "mmcv" if name.startswith("tps") else "slowfast"
+    assert (clips.augmentation.rounding, clips.augmentation.antialias) == (rounding, False)
+    settings = clips.augmentation.settings
+    assert (settings.rand_augment_space, settings.auto_augment) == (
+        "imgaug" if name in ("tps-ssv1", "tps-ssv2", "tps-diving48") else "torch",
+        "v0" if name.startswith("xvit") else None,
+    )
+    ranges = {"brightness": (0.5, 2), "saturation": (0.5, 3), "gamma": (0.8, 1.2), "hue": (-0.5, 0.5)}
+    assert (settings.jitter_ranges() == ranges) == name.startswith(("laps", "tokshift"))
 
 
 def test_a_flag_overrides_its_recipe_and_the_description_says_so():
@@ -223,6 +233,14 @@ def test_image_weights_become_the_network_of_the_recipe(tmp_path):
 def test_a_start_without_a_processor_has_the_normalisation_of_its_image_model(family, fields, mean):
     processor = load_processor(None, micro_models.config(family, **fields), {})
     assert tuple(processor.image_mean) == mean
+
+
+@pytest.mark.parametrize(
+    ("family", "rounding"), [("tps", "mmcv"), ("xvit", "slowfast"), ("laps", "slowfast"), ("video_shift", "mmcv")]
+)
+def test_a_start_without_a_processor_rounds_as_the_release_of_its_family(family, rounding):
+    assert load_processor(None, micro_models.config(family), {}).rounding == rounding
+    assert load_processor(None, micro_models.config(family), {"rounding": "mmcv"}).rounding == "mmcv"
 
 
 # --- optimization ----------------------------------------------------------------------------------------------------

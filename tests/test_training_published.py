@@ -130,8 +130,8 @@ def test_the_augmentation_of_each_recipe():
             assert ranges == [[0.5, 2.0], [0.5, 3.0], [0.8, 1.2], [-0.5, 0.5]], name
 
 
-# Frames of a video of 300, by the released formulas: TPS' clips begin at int(59.25 * (i + 0.5)), every 2nd; segments are
-# (300 - 1) / 32 and / 16 long; XViT's window ends at 255; those of LAPS begin at 23.6 * i and go on by 9
+# Frames of a video of 300, by the released formulas: TPS' clips begin at int(59.25 * (i + 0.5)), every 2nd frame; the
+# segments are (300 - 1) / 32 and / 16 long; XViT's window ends at 255; those of LAPS begin at 23.6 * i, every 9th frame
 FRAMES_OF_300 = {
     ("tps", "k400"): [list(range(start, start + 64, 2)) for start in (29, 88, 148, 207)],
     ("tps", "ssv2"): [
