@@ -32,6 +32,7 @@ from hf_tps import TPSVideoProcessor
 from hf_tps.training import arguments as flags
 from hf_tps.training import results as outcome
 from hf_tps.training.augmentation import mix_batch, soft_labels
+from hf_tps.training.batch_norm import batch_norms, refresh_batch_norms
 from hf_tps.training.checkpoints import (
     Progress,
     epoch_loss,
@@ -204,6 +205,22 @@ class Run:
         self.summary = summarize(predictions.scores, predictions.labels, self.data.class_names)
         return self.summary
 
+    def refresh_batch_norms(self) -> None:
+        """Statistics of batch norms that belong to the weights of this step, if `--precise_bn_batches` asks for them."""
+        arguments = self.arguments
+        if arguments.precise_bn_batches:
+            refresh_batch_norms(
+                self.trained_model,
+                self.data.training,
+                self.accelerator,
+                num_batches=arguments.precise_bn_batches,
+                batch_size=arguments.per_device_train_batch_size,
+                seed=arguments.seed,
+                step=self.progress.step,
+                num_workers=arguments.dataloader_num_workers,
+                broken=self.broken,
+            )
+
     def log_step(self, step_loss: torch.Tensor) -> None:
         """Raises:
         ValueError: if the loss is no longer finite.
@@ -218,9 +235,10 @@ class Run:
         self.accelerator.log(figures, step=step)
 
     def end_epoch(self) -> None:
-        """Evaluate, and write a line of the history."""
+        """Make the model ready for a test, test it, and write a line of the history."""
         self.clock.stop()
         progress = self.progress
+        self.refresh_batch_norms()
         for reasons in gather_object([self.broken.reasons]):
             progress.broken |= reasons
         entry = {
@@ -289,6 +307,15 @@ class Run:
             self.data.num_steps,
             self.data.clips_per_step,
         )
+        if (
+            self.accelerator.mixed_precision != "no"
+            and batch_norms(self.plain_model)
+            and not self.arguments.precise_bn_batches
+        ):
+            logger.warning(
+                "batch norms gather their statistics in %s; --precise_bn_batches 200 makes them anew in float32",
+                self.accelerator.mixed_precision,
+            )
 
 
 class TrainingClock:

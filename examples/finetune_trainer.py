@@ -23,17 +23,50 @@ from transformers.utils import ModelOutput
 from hf_tps.training import arguments as flags
 from hf_tps.training import results as outcome
 from hf_tps.training.augmentation import mix_batch, soft_labels
+from hf_tps.training.batch_norm import refresh_batch_norms
 from hf_tps.training.console import exit_code
 from hf_tps.training.data import BrokenVideos, LabelledVideos, VideoDataset, collate
 from hf_tps.training.metrics import summarize
 
 
 class ClipTrainer(Trainer):
-    """Trainer with a loss for class ids and for class probabilities, whatever the model makes of float labels."""
+    """Trainer with a loss for class ids and for class probabilities, whatever the model makes of float labels.
 
-    def __init__(self, **options: Any):
+    Args:
+        precise_bn_batches: see `hf_tps.training.batch_norm`; 0 leaves the statistics as the training gathers them.
+        options: of `Trainer`.
+    """
+
+    def __init__(self, precise_bn_batches: int = 0, **options: Any):
         super().__init__(**options)
         self.model_accepts_loss_kwargs = False  # the loss below is a plain mean: Trainer divides by accumulated steps
+        self.precise_bn_batches = precise_bn_batches
+        self.refreshed_at: int | None = None
+
+    def refresh_batch_norms(self) -> None:
+        """Statistics of batch norms that belong to the weights of this step, if they are asked for."""
+        if not self.precise_bn_batches or self.refreshed_at == self.state.global_step:
+            return
+        refresh_batch_norms(
+            self.model,
+            self.train_dataset,
+            self.accelerator,
+            num_batches=self.precise_bn_batches,
+            batch_size=self.args.per_device_train_batch_size,
+            seed=self.args.seed,
+            step=self.state.global_step,
+            num_workers=self.args.dataloader_num_workers,
+            broken=self.data_collator.broken,
+        )
+        self.refreshed_at = self.state.global_step
+
+    def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+        self.refresh_batch_norms()
+        return super().evaluate(*arguments, **options)
+
+    def save_model(self, *arguments: Any, **options: Any) -> None:
+        self.refresh_batch_norms()
+        super().save_model(*arguments, **options)
 
     def compute_loss(
         self,
@@ -109,6 +142,7 @@ def train(arguments: argparse.Namespace, training: TrainingArguments) -> None:
         return {name: summary[name] for name in ("top1", "top5", "mean_class_accuracy")}
 
     trainer = ClipTrainer(
+        precise_bn_batches=arguments.precise_bn_batches,
         model=model,
         args=training,
         train_dataset=dataset_of(videos, training=True),

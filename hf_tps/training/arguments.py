@@ -17,6 +17,7 @@ from ..configuration_sttm import STTMConfig
 from ..frame_geometry import ROUNDINGS
 from ..video_processing_tps import TPSVideoProcessor
 from .augmentation import CROPS, AugmentationSettings, ClipAugmentation
+from .batch_norm import check_batch_norms
 from .class_names import never_flipped
 from .data import BrokenVideos, ClipReader
 from .frame_cache import FrameCache
@@ -117,6 +118,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--classifier_dropout", type=float)
     group.add_argument("--attn_implementation", choices=("eager", "sdpa"))
     group.add_argument("--freeze_backbone", action="store_true", help="train the classifier only")
+    group.add_argument(
+        "--precise_bn_batches",
+        type=int,
+        default=0,
+        help="before each test, make the statistics of batch norms anew from so many batches a process (0: do not)",
+    )
     group.add_argument("--trust_remote_code", action="store_true")
 
 
@@ -463,6 +470,8 @@ def check_training_arguments(parser: argparse.ArgumentParser, arguments: argpars
         parser.error(
             f"--checkpointing_steps must be a number of steps, epoch or no, got {arguments.checkpointing_steps}"
         )
+    if arguments.streaming and arguments.precise_bn_batches:
+        parser.error("--precise_bn_batches needs clips by number, which --streaming has not: give 0")
     if arguments.scale_learning_rate and arguments.recipe is None:
         parser.error("--scale_learning_rate needs --recipe, whose batch size it scales from")
     if arguments.scale_learning_rate and recipe_named(arguments.recipe).total_batch_size is None:
@@ -533,6 +542,8 @@ def build_model(arguments: argparse.Namespace, class_names: Sequence[str]) -> tu
             trust_remote_code=arguments.trust_remote_code,
         )
     check_model(model)
+    with about("--precise_bn_batches"):
+        check_batch_norms(model, arguments.precise_bn_batches)
     if recipe_name is not None and begins_with_trained_video_weights(arguments):
         warn_of_another_network(arguments, model.config)
     if arguments.freeze_backbone:
