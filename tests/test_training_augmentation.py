@@ -88,6 +88,26 @@ def coordinates(height: int, width: int) -> torch.Tensor:
     return torch.stack([rows, columns % 200, columns // 200]).to(torch.uint8)[None]
 
 
+# With the seeds 0, 1 and 2: row and column of the first and the last pixel of the crop (mirrored where the last column
+# comes first), and what the generator gives next
+OLD_DRAWS = {
+    "random_resized": [(23, 33, 109, 143, 0.0223), (25, 47, 79, 1, 0.5695), (0, 21, 116, 140, 0.3901)],
+    "jitter": [(19, 151, 105, 64, 0.6341), (14, 24, 108, 118, 0.7999), (17, 48, 102, 134, 0.619)],
+    "multiscale": [(15, 132, 119, 43, 0.6341), (25, 4, 114, 108, 0.7999), (3, 19, 81, 108, 0.619)],
+}
+
+
+@pytest.mark.parametrize("crop", OLD_DRAWS)
+def test_an_older_run_goes_on_with_the_draws_that_it_began_with(crop):
+    augmentation = ClipAugmentation(AugmentationSettings(crop=crop, short_side=(70, 100)), (64, 64))
+    for seed, (*corners, following) in enumerate(OLD_DRAWS[crop]):
+        generator = seeded(seed)
+        changed = augmentation.change_frames(coordinates(120, 160), 0, generator)[0, :2].int()
+        drawn = torch.cat([changed[:, 0, 0], changed[:, -1, -1]])
+        assert (drawn - torch.tensor(corners)).abs().max() <= 1  # bytes may be rounded otherwise elsewhere
+        assert abs(float(torch.rand((), generator=generator)) - following) < 1e-4
+
+
 def test_fixed_crops_lie_at_thirteen_places_and_are_resized_as_by_pillow():
     # 340 x 256: sides 256, 224, 192 and 168; 13 places at quarters of what is left, as in XViT's release
     sides = {256: (0, 21), 224: (8, 29), 192: (16, 37), 168: (22, 43)}  # a quarter of the height left, of the width
