@@ -206,7 +206,7 @@ class Run:
         return self.summary
 
     def refresh_batch_norms(self) -> None:
-        """Statistics of batch norms that belong to the weights of this step, if `--precise_bn_batches` asks for them."""
+        """Statistics of batch norms that belong to the weights of this step, if `--precise_bn_batches` says so."""
         arguments = self.arguments
         if arguments.precise_bn_batches:
             refresh_batch_norms(
