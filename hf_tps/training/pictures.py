@@ -44,4 +44,4 @@ def save_figure(figure: "Figure", path: Path) -> None:
     with whole_file(path) as begun, warnings.catch_warnings():
         # Class names come in all scripts, fonts do not: a box in the picture is enough of a sign.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(begun, dpi=DPI)
+        figure.savefig(begun, dpi=DPI, format=path.suffix.lstrip(".") or "png")
