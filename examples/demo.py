@@ -164,17 +164,17 @@ def draw_answers(figure: "FigureBase", found: list[tuple[Path, list[dict]]]) -> 
             fontsize=pictures.TEXT,
             color=colour,
         )
-    arrow = grid[-1][0].annotate(
+    arrow = grid[0][0].annotate(
         "",
-        xy=(columns * 1.04, -0.12),
-        xytext=(0, -0.12),
+        xy=(columns * 1.2, 1.07),
+        xytext=(0, 1.07),
         xycoords="axes fraction",
         annotation_clip=False,
         arrowprops={"arrowstyle": "->", "color": pictures.GREY},
     )
     arrow.set_in_layout(False)
     figure.suptitle(
-        "unseen videos and what the pipeline says; time runs right; what leaves on one side comes in on the other",
+        "unseen videos and what the pipeline says; what leaves on one side comes in on the other",
         fontsize=pictures.TITLE,
     )
 
