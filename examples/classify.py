@@ -1,11 +1,17 @@
 """Classify videos with a model of hf_tps (or any video classifier of Transformers):
 
 python examples/classify.py clip.mp4 --model tps-t-k400 --plot answer.png
+python examples/classify.py holidays/ "cats/*.mp4" --model tps-t-k400 --output answers.csv
 """
 
 import argparse
+import csv
+import glob
+import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -16,19 +22,53 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.video_processing_utils import VideoProcessorMixin
 
 import hf_tps  # noqa: F401  (registers its models with the Auto classes)
+from hf_tps.modeling_base import aggregate_views
+from hf_tps.training import pictures
 from hf_tps.training.console import exit_code, print_error
 from hf_tps.training.files import whole_file
+from hf_tps.training.text import first_line
+from hf_tps.training.video_lists import VIDEO_SUFFIXES
 from hf_tps.video_sources import name_of
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 FRAMES_IN_PICTURE = 8
+VIDEOS_ON_A_PAGE = 6
+# of a page, inches
+PAGE_WIDTH, MARGIN, BAR_HEIGHT, HEADING = 10.0, 0.25, 0.27, 0.35
+
+
+@dataclass
+class Answer:
+    """What the model says of a video.
+
+    Attributes:
+        video: as it was given.
+        classes: names and probabilities, the likeliest first; empty where the video could not be read.
+        error: why not.
+        frames: what the model saw, (frames, height, width, 3), values 0 to 1.
+        seconds: when each of these frames is shown in the video; None where the file does not tell.
+    """
+
+    video: str
+    classes: list[tuple[str, float]]
+    error: str = ""
+    frames: torch.Tensor | None = None
+    seconds: list[float] | None = None
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Classify videos.")
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="files or http(s) links")
+    parser.add_argument(
+        "videos", nargs="+", metavar="VIDEO", help="files, folders, patterns such as 'clips/*.mp4', http(s) links"
+    )
     parser.add_argument("--model", required=True, metavar="DIR_OR_ID", help="folder or Hub id of the model")
     parser.add_argument("--top_k", type=int, default=5, help="classes to show for each video (default 5)")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="picture with frames and top classes")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="table of all answers, .csv or .json")
+    parser.add_argument(
+        "--plot", type=Path, metavar="PNG", help=f"pictures with frames and top classes, {VIDEOS_ON_A_PAGE} videos each"
+    )
     parser.add_argument("--num_clips", type=int, help="clips of a video (default: as saved with the model)")
     parser.add_argument(
         "--num_crops", type=int, choices=(1, 3), help="crops of a clip (default: as saved with the model)"
@@ -37,9 +77,35 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.top_k < 1:
         parser.error(f"--top_k must be at least 1, got {arguments.top_k}")
-    if arguments.plot is not None and not arguments.plot.parent.is_dir():
-        parser.error(f"--plot {arguments.plot}: there is no folder {arguments.plot.parent}")
+    for flag in ("plot", "output"):
+        path = getattr(arguments, flag)
+        if path is not None and not path.parent.is_dir():
+            parser.error(f"--{flag} {path}: there is no folder {path.parent}")
+    if arguments.output is not None and arguments.output.suffix not in (".csv", ".json"):
+        parser.error(f"--output {arguments.output}: its name must end in .csv or .json")
     return arguments
+
+
+def find_videos(given: list[str]) -> list[str]:
+    """The files of folders (at any depth) and of patterns; everything else as it was given.
+
+    Raises:
+        ValueError: for a folder or a pattern without videos.
+    """
+    videos: list[str] = []
+    for name in given:
+        if Path(name).is_dir():
+            found = sorted(str(path) for path in Path(name).rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+            if not found:
+                raise ValueError(f"{name_of(name)} has no videos ({', '.join(VIDEO_SUFFIXES)}).")
+        elif glob.has_magic(name) and not Path(name).exists() and "://" not in name:
+            found = sorted(glob.glob(name, recursive=True))
+            if not found:
+                raise ValueError(f"No file fits the pattern {name_of(name)}.")
+        else:
+            found = [name]
+        videos += found
+    return list(dict.fromkeys(videos))
 
 
 def load(name: str) -> tuple[PreTrainedModel, VideoProcessorMixin]:
@@ -57,69 +123,155 @@ def load(name: str) -> tuple[PreTrainedModel, VideoProcessorMixin]:
 
 
 @torch.no_grad()
-def classify(
-    video: str, model: PreTrainedModel, processor: VideoProcessorMixin, top_k: int, **views: int
-) -> tuple[list[tuple[str, float]], torch.Tensor]:
-    """The top classes with their probabilities, and the frames that the model saw: (frames, height, width, 3)."""
-    pixel_values = processor(video, num_frames=model.config.num_frames, return_tensors="pt", **views).pixel_values
-    logits = model(pixel_values=pixel_values.to(model.device)).logits[0]
-    multi_label = model.config.problem_type == "multi_label_classification"
+def classify(video: str, model: PreTrainedModel, processor: VideoProcessorMixin, top_k: int, **views: int) -> Answer:
+    """The top classes, and what the model saw."""
+    batch = processor(video, num_frames=model.config.num_frames, return_tensors="pt", return_metadata=True, **views)
+    pixel_values = batch.pixel_values
+    config = model.config
+    if pixel_values.ndim == 5:
+        logits = model(pixel_values=pixel_values.to(model.device)).logits[0]
+    else:  # view by view, so that there is something to see meanwhile
+        bar = tqdm(pixel_values[0], desc=Path(video).name[:40], unit="view", leave=False, disable=None)
+        logits = torch.cat([model(pixel_values=view[None].to(model.device)).logits for view in bar])
+        logits = aggregate_views(logits[None], config.view_aggregation, config.problem_type)[0]
+    multi_label = config.problem_type == "multi_label_classification"
     probabilities = logits.sigmoid() if multi_label else logits.softmax(-1)
     scores, ids = probabilities.topk(min(top_k, len(probabilities)))
-    classes = [
-        (model.config.id2label[index], score) for index, score in zip(ids.tolist(), scores.tolist(), strict=True)
-    ]
+    classes = [(config.id2label[index], score) for index, score in zip(ids.tolist(), scores.tolist(), strict=True)]
 
-    clip = pixel_values[0] if pixel_values.ndim == 5 else pixel_values[0, pixel_values.shape[1] // 2]
+    view = 0 if pixel_values.ndim == 5 else pixel_values.shape[1] // 2
+    clip = pixel_values[0] if pixel_values.ndim == 5 else pixel_values[0, view]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
-    return classes, (clip * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+    frames = (clip * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
+    metadata = batch["video_metadata"][0]
+    seconds = None
+    if metadata.fps and metadata.frames_indices is not None:
+        first = view // (views.get("num_crops") or getattr(processor, "num_crops", 1)) * len(frames)
+        seconds = [index / metadata.fps for index in metadata.frames_indices[first : first + len(frames)]]
+    return Answer(video, classes, frames=frames, seconds=seconds)
 
 
-def print_table(video: str, classes: list[tuple[str, float]]) -> None:
-    width = max(len(label) for label, _ in classes)
-    print(name_of(video))
-    for rank, (label, score) in enumerate(classes, start=1):
-        print(f"  {rank:>2}  {label:<{width}}  {score:7.2%}")
+def print_answer(answer: Answer) -> None:
+    width = max(len(label) for label, _ in answer.classes)
+    tqdm.write(name_of(answer.video))
+    for rank, (label, score) in enumerate(answer.classes, start=1):
+        tqdm.write(f"  {rank:>2}  {label:<{width}}  {score:7.2%}")
 
 
-def plot(results: list[tuple[str, list[tuple[str, float]], torch.Tensor]], path: Path) -> None:
-    """Frames of each video above a bar chart of its top classes."""
-    import matplotlib
+def write_answers(answers: list[Answer], path: Path) -> None:
+    """A row for each video: its name, its top classes with their probabilities, or why there are none."""
+    with whole_file(path) as begun, begun.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".json":
+            rows = [
+                {
+                    "video": name_of(answer.video),
+                    "classes": [{"label": label, "score": score} for label, score in answer.classes],
+                    "error": answer.error or None,
+                }
+                for answer in answers
+            ]
+            json.dump(rows, file, indent=2, ensure_ascii=False)
+        else:
+            ranks = range(1, 1 + max(len(answer.classes) for answer in answers))
+            table = csv.writer(file)
+            table.writerow(["video", *(f"{name}{rank}" for rank in ranks for name in ("class_", "score_")), "error"])
+            for answer in answers:
+                cells = [cell for label, score in answer.classes for cell in (label, f"{score:.6f}")]
+                cells += [""] * (2 * len(ranks) - len(cells))
+                table.writerow([name_of(answer.video), *cells, answer.error])
+    print(f"{len(answers)} answers: {path}")
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    columns = FRAMES_IN_PICTURE
-    bars = max(len(classes) for _, classes, _ in results)
-    heights = [1.45, 0.32 * bars + 0.5] * len(results)
-    figure = plt.figure(figsize=(1.35 * columns, sum(heights) + 0.35 * len(results)), layout="constrained")
-    for block, (video, classes, frames) in zip(
-        figure.subfigures(len(results), 1, squeeze=False)[:, 0], results, strict=True
-    ):
-        block.suptitle(Path(video).name, fontsize=11)
-        grid = block.add_gridspec(2, columns, height_ratios=heights[:2])
-        shown = torch.linspace(0, len(frames) - 1, min(columns, len(frames))).round().long().tolist()
-        for column, index in enumerate(shown):
-            axes = block.add_subplot(grid[0, column])
-            axes.imshow(frames[index].numpy())
-            axes.set_title(f"frame {index + 1} of {len(frames)}" if column == 0 else f"{index + 1}", fontsize=7)
-            axes.axis("off")
-        axes = block.add_subplot(grid[1, :])
-        labels, scores = zip(*reversed(classes), strict=True)
-        drawn = axes.barh(range(len(labels)), scores, color="#3b75af")
-        axes.bar_label(drawn, [f"{score:.1%}" for score in scores], padding=3, fontsize=8)
-        axes.set_yticks(range(len(labels)), labels, fontsize=9)
-        axes.set_xlim(0, max(scores) * 1.15)
-        axes.set_xticks([])
-        axes.spines[["top", "right", "bottom"]].set_visible(False)
-    with whole_file(path) as begun:
-        figure.savefig(begun, dpi=150)
-    plt.close(figure)
-    print(f"picture: {path}")
+def plot(answers: list[Answer], path: Path) -> None:
+    """Frames of each video above a bar for each of its top classes; several pages where there are many videos."""
+    pages = [answers[start : start + VIDEOS_ON_A_PAGE] for start in range(0, len(answers), VIDEOS_ON_A_PAGE)]
+    for number, page in enumerate(pages, start=1):
+        target = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
+        draw_page(page, target)
+        print(f"picture: {target}")
+
+
+def draw_page(answers: list[Answer], path: Path) -> None:
+    inner = PAGE_WIDTH - 2 * MARGIN
+    strips = [filmstrip(answer.frames) for answer in answers]
+    strip_heights = [inner * strip.shape[0] / strip.shape[1] for strip in strips]
+    heights = [
+        HEADING + strip + BAR_HEIGHT * (1 + len(answer.classes)) + MARGIN
+        for strip, answer in zip(strip_heights, answers, strict=True)
+    ]
+    total = sum(heights) + MARGIN
+    figure = pictures.new_figure(PAGE_WIDTH, total, layout=None)
+    left, width, top = MARGIN / PAGE_WIDTH, inner / PAGE_WIDTH, total - MARGIN
+    for answer, strip, strip_height in zip(answers, strips, strip_heights, strict=True):
+        figure.text(
+            left,
+            (top - HEADING / 2) / total,
+            name_of(answer.video),
+            fontsize=pictures.TITLE,
+            va="center",
+            weight="bold",
+        )
+        top -= HEADING + strip_height
+        axes = figure.add_axes((left, top / total, width, strip_height / total))
+        axes.imshow(strip.numpy(), aspect="auto")
+        pictures.without_frame(axes)
+        label_frames(axes, answer, strip.shape[1])
+        bars = BAR_HEIGHT * len(answer.classes)
+        top -= BAR_HEIGHT + bars
+        draw_bars(figure.add_axes((left, top / total, width, bars / total)), answer.classes)
+        top -= MARGIN
+    pictures.save_figure(figure, path)
+
+
+def shown_frames(count: int) -> list[int]:
+    return torch.linspace(0, count - 1, min(FRAMES_IN_PICTURE, count)).round().long().tolist()
+
+
+def filmstrip(frames: torch.Tensor) -> torch.Tensor:
+    """Some of the frames (frames, height, width, 3) side by side, with white lines between them."""
+    shown = frames[shown_frames(len(frames))]
+    line = torch.ones(shown.shape[1], max(1, shown.shape[2] // 50), 3)
+    return torch.cat([part for frame in shown for part in (frame, line)][:-1], dim=1)
+
+
+def label_frames(axes: "Axes", answer: Answer, width: int) -> None:
+    shown = shown_frames(len(answer.frames))
+    for place, index in enumerate(shown):
+        label = f"frame {index + 1}" if answer.seconds is None else f"{answer.seconds[index]:.2f} s"
+        axes.annotate(
+            label,
+            ((place + 0.5) * width / len(shown), 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, -3),
+            textcoords="offset points",
+            annotation_clip=False,
+            ha="center",
+            va="top",
+            fontsize=pictures.SMALL,
+            color=pictures.GREY,
+        )
+
+
+def draw_bars(axes: "Axes", classes: list[tuple[str, float]]) -> None:
+    """Scores from 0 to 100 %: a guess looks like one."""
+    places = range(len(classes))[::-1]
+    axes.barh(places, [1] * len(classes), color=pictures.FAINT, height=0.86)
+    axes.barh(places, [score for _, score in classes], color=pictures.BLUE, height=0.86, alpha=0.55)
+    for place, (label, score) in zip(places, classes, strict=True):
+        axes.text(0.006, place, label, va="center", fontsize=pictures.TEXT)
+        axes.text(0.994, place, f"{score:.1%}", va="center", ha="right", fontsize=pictures.TEXT)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(-0.5, len(classes) - 0.5)
+    pictures.without_frame(axes)
 
 
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    try:
+        videos = find_videos(arguments.videos)
+    except ValueError as error:
+        print_error(error)
+        return 1
     try:
         model, processor = load(arguments.model)
         model.to(arguments.device)
@@ -129,19 +281,24 @@ def main(argv: list[str] | None = None) -> int:
     views = {"num_clips": arguments.num_clips, "num_crops": arguments.num_crops}
     views = {name: value for name, value in views.items() if value is not None}
 
-    results, failures = [], 0
-    for video in tqdm(arguments.videos, desc="classifying", unit="video", disable=None):
+    answers = []
+    for video in tqdm(videos, desc="classifying", unit="video", disable=None):
         try:
-            classes, frames = classify(video, model, processor, arguments.top_k, **views)
+            answers.append(classify(video, model, processor, arguments.top_k, **views))
         except Exception as error:  # one video does not end the others
             print_error(error, video)
-            failures += 1
+            answers.append(Answer(video, [], error=first_line(error)))
             continue
-        results.append((video, classes, frames))
-        print_table(video, classes)
-    if arguments.plot is not None and results:
-        failures += exit_code(plot, results, arguments.plot)
-    return 1 if failures else 0
+        print_answer(answers[-1])
+        if arguments.plot is None:
+            answers[-1].frames = None  # a folder of videos need not fit into memory
+    answered = [answer for answer in answers if answer.classes]
+    failed = len(answered) < len(answers)
+    if arguments.output is not None:
+        failed |= bool(exit_code(write_answers, answers, arguments.output))
+    if arguments.plot is not None and answered:
+        failed |= bool(exit_code(plot, answered, arguments.plot))
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the clone, where
 from examples.experiments.make_motion_dataset import CLASSES
 from examples.experiments.motion_experiments import ALLOCATOR, SMALL_TPS, TrainingSettings, training_flags
 from hf_tps import TPSConfig, read_video
+from hf_tps.training import pictures
+from hf_tps.training.metrics import show_confusion
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "demo_output"
@@ -97,65 +104,79 @@ def unseen_videos(videos: Path) -> list[Path]:
 
 
 def confusion(scores: Path) -> np.ndarray:
-    """Rows are the true classes, columns the answers; shares of each row."""
-    counts = np.zeros((len(CLASSES), len(CLASSES)))
+    """Counts; rows are the true classes, columns the answers."""
+    counts = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
     with scores.open(newline="") as file:
         for line in csv.DictReader(file):
             answer = max(CLASSES, key=lambda name: float(line[name]))
             counts[CLASSES.index(line["label"]), CLASSES.index(answer)] += 1
-    return counts / counts.sum(1, keepdims=True)
+    return counts
 
 
 def plot(results: dict, matrix: np.ndarray, found: list[tuple[Path, list[dict]]], path: Path) -> None:
     """Training curve, confusion matrix, and the frames of some videos with what the model says."""
-    import matplotlib
+    figure = pictures.new_figure(13, 5 + 1.2 * len(found) + 0.7)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(5, 1.2 * len(found) + 0.7))
+    curve, counts = top.subplots(1, 2, width_ratios=(1, 1.25))
+    draw_training(curve, results["history"])
+    image = show_confusion(counts, matrix, CLASSES)
+    counts.set_title(f"top-1 {results['top1']:.1%} of {matrix.sum()} unseen videos", fontsize=pictures.TITLE)
+    top.colorbar(image, ax=counts, label="% of the true class")
+    draw_answers(bottom, found)
+    pictures.save_figure(figure, path)
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
 
-    figure = plt.figure(figsize=(13, 4.6 + 1.15 * len(found)), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(4.6, 1.15 * len(found)))
-    curve, picture = top.subplots(1, 2, width_ratios=(1, 1.25))
-    history = results["history"]
+def draw_training(axes: "Axes", history: list[dict]) -> None:
     epochs = [entry["epoch"] for entry in history]
-    curve.plot(epochs, [100 * entry["eval_top1"] for entry in history], "o-", color="#3b75af")
-    curve.axhline(50, color="grey", linestyle=":")
-    curve.text(epochs[-1], 51, "best without seeing time", ha="right", va="bottom", fontsize=8, color="grey")
-    curve.set(xlabel="epoch", ylabel="validation top-1, %", ylim=(0, 101), title="training", xticks=epochs)
-    loss = curve.twinx()
-    loss.plot(epochs, [entry["train_loss"] for entry in history], "s--", color="#c8553d")
-    loss.set_ylabel("training loss", color="#c8553d")
-    loss.set_ylim(0)
+    top1 = [100 * entry["eval_top1"] for entry in history]
+    (accuracy,) = axes.plot(epochs, top1, "o-", color=pictures.BLUE, label="top-1 of unseen videos")
+    blind = axes.axhline(50, color=pictures.GREY, linestyle=":", label="best without seeing time")
+    axes.set(xlabel="epoch", ylabel="top-1, %", ylim=(0, 101), xticks=epochs)
+    loss_axes = axes.twinx()
+    loss = [entry["train_loss"] for entry in history]
+    (line,) = loss_axes.plot(epochs, loss, "s--", color=pictures.RED, label="training loss")
+    loss_axes.set_ylabel("loss")
+    loss_axes.set_ylim(0)
+    axes.legend(handles=[accuracy, blind, line], loc="lower center", fontsize=pictures.TEXT)
+    axes.set_title("training", fontsize=pictures.TITLE)
 
-    image = picture.imshow(100 * matrix, cmap="Blues", vmin=0, vmax=100)
-    picture.set_xticks(range(len(CLASSES)), CLASSES, rotation=60, ha="right", fontsize=7)
-    picture.set_yticks(range(len(CLASSES)), CLASSES, fontsize=7)
-    picture.set(title=f"top-1 {results['top1']:.1%}; rows: true class")
-    top.colorbar(image, ax=picture, label="% of the class")
 
-    clips = [read_video(video)[0].permute(0, 2, 3, 1).numpy() for video, _ in found]
+def draw_answers(figure: "FigureBase", found: list[tuple[Path, list[dict]]]) -> None:
     columns = 8
-    grid = bottom.subplots(len(found), columns, squeeze=False)
-    for axes_row, clip, (video, answers) in zip(grid, clips, found, strict=True):
+    grid = figure.subplots(len(found), columns, squeeze=False)
+    for axes_row, (video, answers) in zip(grid, found, strict=True):
+        clip = read_video(video)[0].permute(0, 2, 3, 1).numpy()
         for axes, index in zip(axes_row, np.linspace(0, len(clip) - 1, columns).round().astype(int), strict=True):
             axes.imshow(clip[index])
             axes.axis("off")
-        right = answers[0]["label"] == video.parent.name
-        known = video.parent.name in CLASSES
-        colour = "black" if not known else "#2e7d32" if right else "#c62828"
+        said, truth = answers[0]["label"], video.parent.name
+        text, colour = f"{said}\n{answers[0]['score']:.0%}", "black"
+        if truth in CLASSES:
+            colour = pictures.GREEN if said == truth else pictures.RED
+            text += "" if said == truth else f"\n(it is {truth})"
         axes_row[0].text(
             -0.15,
             0.5,
-            f"{answers[0]['label']}\n{answers[0]['score']:.0%}",
+            text,
             transform=axes_row[0].transAxes,
             ha="right",
             va="center",
-            fontsize=9,
+            fontsize=pictures.TEXT,
             color=colour,
         )
-    bottom.suptitle("unseen videos, frame by frame, and what the pipeline says", fontsize=10)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    arrow = grid[0][0].annotate(
+        "",
+        xy=(columns * 1.2, 1.07),
+        xytext=(0, 1.07),
+        xycoords="axes fraction",
+        annotation_clip=False,
+        arrowprops={"arrowstyle": "->", "color": pictures.GREY},
+    )
+    arrow.set_in_layout(False)
+    figure.suptitle(
+        "unseen videos and what the pipeline says; what leaves on one side comes in on the other",
+        fontsize=pictures.TITLE,
+    )
 
 
 def main() -> int:

@@ -10,7 +10,9 @@ first members lie to its centroid, for tokens that hold several frames.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,8 +20,13 @@ from transformers import AutoConfig
 
 from hf_tps import STTMForVideoClassification, STTMModel, TPSVideoProcessor
 from hf_tps.token_merging import MergeState
+from hf_tps.training import pictures
 from hf_tps.training.console import exit_code, print_error
 from hf_tps.training.files import reading, whole_file
+from hf_tps.video_sources import name_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS = 8
 FILM_SUFFIXES = (".mp4", ".gif")
@@ -69,15 +76,21 @@ def load(name: str, keep_ratio: float | None) -> tuple[STTMModel, TPSVideoProces
 
 
 @torch.no_grad()
-def merge(video: str, model: STTMModel, processor: TPSVideoProcessor) -> tuple[np.ndarray, tuple[MergeState, ...]]:
-    """A frame for each token over time, (T, height, width, 3) in 0 to 1, and the states before and after merging."""
+def merge(
+    video: str, model: STTMModel, processor: TPSVideoProcessor
+) -> tuple[np.ndarray, tuple[MergeState, ...], list[float] | None]:
+    """A frame for each token over time, (T, height, width, 3) in 0 to 1, the states before and after merging, and when
+    these frames are shown in the video, in seconds (None where the file does not tell).
+    """
     with reading(video):
-        clip = processor(video, num_clips=1, num_crops=1, return_tensors="pt").pixel_values
+        batch = processor(video, num_clips=1, num_crops=1, return_tensors="pt", return_metadata=True)
+    clip, metadata = batch.pixel_values, batch["video_metadata"][0]
     states = model(clip.to(model.device), output_merge_states=True).merge_states
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
     frames = (clip[0] * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
     step = len(frames) // states[0].grid[0]
-    return frames[::step].numpy(), states
+    seconds = [index / metadata.fps for index in metadata.frames_indices[::step]] if metadata.fps else None
+    return frames[::step].numpy(), states, seconds
 
 
 def regions(state: MergeState) -> np.ndarray:
@@ -119,34 +132,41 @@ def tracks(state: MergeState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return anchors[moving], positions[moving], sizes[moving]
 
 
-def plot(frames: np.ndarray, states: tuple[MergeState, ...], title: str, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+def plot(
+    frames: np.ndarray, states: tuple[MergeState, ...], seconds: list[float] | None, title: str, path: Path
+) -> None:
+    """The frames, each stage's tokens, and, where tokens of several frames were merged, how these moved."""
     shown = np.unique(np.linspace(0, len(frames) - 1, min(COLUMNS, len(frames))).round().astype(int))
     stages = states[1:]
     rows = [("frames", frames)]
     rows += [(f"stage {n}\n{state.sizes.shape[1]} tokens", paint(frames, state)) for n, state in enumerate(stages, 1)]
-    rows.append(("motion", frames))
-    figure, grid = plt.subplots(
-        len(rows), len(shown), figsize=(1.5 * len(shown), 1.55 * len(rows) + 0.4), squeeze=False, layout="constrained"
-    )
+    moving = len(tracks(states[-1])[0]) > 0
+    if moving:
+        rows.append(("motion", frames))
+    figure = pictures.new_figure(1.5 * len(shown), 1.55 * len(rows) + 0.6)
+    grid = figure.subplots(len(rows), len(shown), squeeze=False)
     for axes_row, (name, images) in zip(grid, rows, strict=True):
         for axes, index in zip(axes_row, shown, strict=True):
             axes.imshow(images[index])
-            axes.set_xticks([])
-            axes.set_yticks([])
-            axes.spines[:].set_visible(False)
-        axes_row[0].set_ylabel(name, fontsize=9)
+            pictures.without_frame(axes)
+        axes_row[0].set_ylabel(name, fontsize=pictures.TEXT)
     for axes, index in zip(grid[0], shown, strict=True):
-        axes.set_title(f"t = {index}", fontsize=8)
+        label = f"frame {index + 1}" if seconds is None else f"{seconds[index]:.2f} s"
+        axes.set_title(label, fontsize=pictures.SMALL)
+    if moving:
+        draw_tracks(grid[-1], frames, states, shown)
+    figure.suptitle(title, fontsize=pictures.TITLE)
+    pictures.save_figure(figure, path)
 
+
+def draw_tracks(
+    axes_row: "Sequence[Axes]", frames: np.ndarray, states: tuple[MergeState, ...], shown: np.ndarray
+) -> None:
+    """An arrow from the first place of each token that lasts to the mean of its places."""
     height, width = frames.shape[1:3]
     _, map_rows, map_columns = states[0].grid
     anchors, centroids, sizes = tracks(states[-1])
-    for axes, index in zip(grid[-1], shown, strict=True):
+    for axes, index in zip(axes_row, shown, strict=True):
         # each token once, at the frame where its track begins
         here = np.abs(anchors[:, 0] - index) < 0.5
         start, end = anchors[here, 1:], centroids[here, 1:]
@@ -157,10 +177,6 @@ def plot(frames: np.ndarray, states: tuple[MergeState, ...], title: str, path: P
         )
         axes.set_xlim(0, width)
         axes.set_ylim(height, 0)
-    figure.suptitle(title, fontsize=11)
-    with whole_file(path) as begun:
-        figure.savefig(begun, dpi=150, format="png")
-    plt.close(figure)
 
 
 def write_film(frames: np.ndarray, states: tuple[MergeState, ...], fps: int, path: Path) -> None:
@@ -196,18 +212,21 @@ def main(argv: list[str] | None = None) -> int:
         with reading(source):
             model, processor = load(arguments.model, arguments.keep_ratio)
         source = arguments.video
-        frames, states = merge(arguments.video, model.to(arguments.device), processor)
+        merged = merge(arguments.video, model.to(arguments.device), processor)
     except (ValueError, OSError) as error:
         print_error(error, source)
         return 1
-    return exit_code(show, frames, states, arguments)
+    return exit_code(show, *merged, arguments)
 
 
-def show(frames: np.ndarray, states: tuple[MergeState, ...], arguments: argparse.Namespace) -> None:
+def show(
+    frames: np.ndarray, states: tuple[MergeState, ...], seconds: list[float] | None, arguments: argparse.Namespace
+) -> None:
     """The picture, and the film where one is wanted."""
     lengths = [state.sizes.shape[1] for state in states]
-    print(f"tokens: {' -> '.join(map(str, lengths))} ({lengths[-1] / lengths[0]:.0%} are left)")
-    plot(frames, states, Path(arguments.video).name, arguments.output)
+    left = f"{lengths[-1] / lengths[0]:.0%}"
+    print(f"tokens: {' -> '.join(map(str, lengths))} ({left} are left)")
+    plot(frames, states, seconds, f"{name_of(arguments.video)}: {left} of the tokens left", arguments.output)
     print(f"picture: {arguments.output}")
     if arguments.film is not None:
         write_film(frames, states, arguments.fps, arguments.film)

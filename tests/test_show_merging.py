@@ -9,10 +9,12 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.video_utils import VideoMetadata
 
 from examples import show_merging
 from examples.benchmarks import merging_costs
 from hf_tps import STTMForVideoClassification, TPSVideoProcessor
+from hf_tps.training import pictures
 from tests import video_transformers
 from tests.video_files import moving_frames, write_video
 
@@ -61,9 +63,23 @@ def test_a_merging_model_with_its_processor_gives_a_gif(work, capsys):
         assert film.n_frames == 4
 
 
+def test_the_row_of_motion_is_there_only_where_tokens_move_and_frames_tell_their_seconds(work, monkeypatch):
+    model, processor = show_merging.load("plain", 0.7)
+    frames, states, seconds = show_merging.merge("clip.mp4", model, processor)
+    assert seconds == pytest.approx([0.04 * index for index in processor.sample_frames(VideoMetadata(20))[::2]])
+    drawn = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: drawn.append(figure))
+    show_merging.plot(frames, states, seconds, "title", Path("x.png"))
+    monkeypatch.setattr(show_merging, "tracks", lambda state: (np.zeros((0, 3)), np.zeros((0, 3)), np.zeros(0)))
+    show_merging.plot(frames, states, seconds, "title", Path("x.png"))
+    moving, still = ({axes.get_ylabel() for axes in figure.axes} - {""} for figure in drawn)
+    assert moving - still == {"motion"}
+    assert drawn[0].axes[0].get_title() == f"{seconds[0]:.2f} s"
+
+
 def test_regions_have_one_colour_and_lone_tokens_stay_as_filmed(work):
     model, processor = show_merging.load("plain", 0.7)
-    frames, states = show_merging.merge("clip.mp4", model, processor)
+    frames, states, _ = show_merging.merge("clip.mp4", model, processor)
     assert frames.shape == (4, 32, 32, 3)
     assert np.array_equal(show_merging.paint(frames, states[0]), frames)
     painted, numbers = show_merging.paint(frames, states[-1]), show_merging.regions(states[-1])

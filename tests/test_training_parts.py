@@ -12,6 +12,7 @@ from transformers import ViTConfig, ViTModel
 
 from examples import finetune
 from hf_tps.training import arguments as flags
+from hf_tps.training import pictures
 from hf_tps.training.augmentation import CROPS
 from hf_tps.training.data import IGNORED_LABEL
 from hf_tps.training.evaluation import predict_views
@@ -454,6 +455,20 @@ def test_metrics_by_hand():
 def test_the_confusion_matrix_is_drawn(tmp_path):
     draw_confusion_matrix(np.array([[3, 1], [0, 4]]), ["left", "right"], tmp_path / "c.png")
     assert len(np.unique(np.asarray(Image.open(tmp_path / "c.png").convert("L")))) > 20
+
+
+def test_the_confusion_matrix_tells_top1_and_count_and_its_zeros_are_faint(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(pictures, "save_figure", lambda figure, path: drawn.append(figure))
+    draw_confusion_matrix(np.array([[3, 1], [0, 4]]), ["left", "right"], tmp_path / "c.png")
+    axes = drawn[0].axes[0]
+    assert axes.get_title() == "top-1 87.5% of 8 videos"
+    assert {text.get_text(): text.get_color() == pictures.FAINT for text in axes.texts} == {
+        "3": False,
+        "1": False,
+        "0": True,
+        "4": False,
+    }
 
 
 # --- starting points -------------------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ from hf_tps import (
     add_temporal_shift,
     add_token_merging,
 )
+from hf_tps.training import pictures
 from hf_tps.training.results import write_json
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -431,13 +432,9 @@ def machine(device: str) -> dict[str, str | int]:
 
 def draw(rows: list[Row], path: Path) -> None:
     """Cost against size: time of a clip over its multiply-accumulates, the area of a dot its parameters."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     settings = list(dict.fromkeys(row.setting for row in rows))
-    figure, grid = plt.subplots(1, len(settings), figsize=(7 * len(settings), 5), layout="constrained", squeeze=False)
+    figure = pictures.new_figure(7 * len(settings), 5)
+    grid = figure.subplots(1, len(settings), squeeze=False)
     for axes, setting in zip(grid[0], settings, strict=True):
         shown = [row for row in rows if row.setting == setting]
         names = list(dict.fromkeys(row.model for row in shown))
@@ -446,12 +443,19 @@ def draw(rows: list[Row], path: Path) -> None:
             work, cost = row.macs / setting.batch_size / 1e9, 1000 / row.clips_per_second
             axes.scatter(work, cost, s=20 + row.parameters / 5e5, color=colour, alpha=0.6)
             offset = (8, 8 if index % 2 else -12)
-            axes.annotate(row.model, (work, cost), xytext=offset, textcoords="offset points", fontsize=8, color=colour)
+            axes.annotate(
+                row.model,
+                (work, cost),
+                xytext=offset,
+                textcoords="offset points",
+                fontsize=pictures.SMALL,
+                color=colour,
+            )
         sizes = sorted(row.macs / setting.batch_size / 1e9 for row in shown)
         ends = [sizes[0] / 1.5, sizes[-1] * 1.5]
         passes = 3 if setting.step == "train" else 1
         limit = [1e12 * passes * end / shown[0].matrix_rate for end in ends]
-        axes.plot(ends, limit, color="grey", linestyle="--", label="matrix products alone")
+        axes.plot(ends, limit, color=pictures.GREY, linestyle="--", label="matrix products alone")
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.margins(0.2)
@@ -459,15 +463,13 @@ def draw(rows: list[Row], path: Path) -> None:
         axes.set_ylabel("ms for each clip")
         compiled = ", compiled" if setting.compiled else ""
         axes.set_title(
-            f"{setting.step}{compiled}, {setting.dtype}, {setting.attention}, batch {setting.batch_size}", fontsize=10
+            f"{setting.step}{compiled}, {setting.dtype}, {setting.attention}, batch {setting.batch_size}",
+            fontsize=pictures.TEXT,
         )
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="lower right", fontsize=pictures.SMALL)
         axes.grid(alpha=0.3, which="both")
-    figure.suptitle("Cost against size (area of a dot: parameters)", fontsize=11)
-    unfinished = path.with_name(f".{path.name}")
-    figure.savefig(unfinished, dpi=120, format="png")
-    plt.close(figure)
-    unfinished.replace(path)
+    figure.suptitle("Cost against size (area of a dot: parameters)", fontsize=pictures.TITLE)
+    pictures.save_figure(figure, path)
 
 
 def write_results(rows: list[Row], arguments: argparse.Namespace) -> None:

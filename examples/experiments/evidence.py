@@ -40,6 +40,7 @@ from examples.experiments.motion_experiments import (
 )
 from hf_tps import STTMForVideoClassification
 from hf_tps.token_merging_backbones import backbone_of_config
+from hf_tps.training import pictures
 
 SETTINGS = MotionSettings()
 # The targets of the table, per cent
@@ -239,19 +240,15 @@ def merging_table(merging: Sequence[dict]) -> str:
 
 
 def plot(results: Sequence[dict], rows: Sequence[Row], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     rows = [row for row in rows if mean_of(results, row.name, False, "top1") is not None]
     bars = (
-        ("top-1", False, "top1", "#3b75af"),
-        ("backwards = opposite class", False, "reversed", "#8fb8de"),
-        ("frames shuffled", False, "shuffled", "#c0c0c0"),
-        ("time switched off", True, "top1", "#d9822b"),
+        ("top-1", False, "top1", pictures.BLUE),
+        ("backwards = opposite class", False, "reversed", pictures.GREEN),
+        ("frames shuffled", False, "shuffled", pictures.GREY),
+        ("time switched off", True, "top1", pictures.ORANGE),
     )
-    figure, axes = plt.subplots(figsize=(2 + 1.5 * len(rows), 4), layout="constrained")
+    figure = pictures.new_figure(2 + 1.5 * len(rows), 4)
+    axes = figure.subplots()
     for number, (label, time_off, name, colour) in enumerate(bars):
         heights = [mean_of(results, row.name, time_off, name) or 0 for row in rows]
         axes.bar(np.arange(len(rows)) + (number - 1.5) * 0.2, heights, 0.2, label=label, color=colour)
@@ -260,10 +257,9 @@ def plot(results: Sequence[dict], rows: Sequence[Row], path: Path) -> None:
     axes.set_ylabel("validation clips, %")
     axes.set_ylim(0, 118)
     axes.set_yticks(range(0, 101, 25))
-    axes.legend(ncols=4, loc="upper center", fontsize=8, frameon=False)
+    axes.legend(ncols=4, loc="upper center", fontsize=pictures.TEXT, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
+    pictures.save_figure(figure, path)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,12 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import pictures
 from .data import IGNORED_LABEL
 
-MAX_NAMED_CLASSES = 60
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+MAX_NAMED_CLASSES, MAX_NUMBERED_CLASSES = 60, 20
 
 
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
@@ -55,32 +61,35 @@ def summarize(scores: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
     }
 
 
-def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: str | Path, title: str = "") -> None:
+def draw_confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], path: str | Path) -> None:
     """A picture of the confusion matrix, each row as shares of its class. Needs matplotlib."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    count = len(class_names)
-    shares = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    side = min(4 + 0.28 * count, 18)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    FigureCanvasAgg(figure)
+    side = min(4 + 0.28 * len(class_names), 18)
+    figure = pictures.new_figure(side + 1, side)
     axes = figure.subplots()
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    figure.colorbar(image, ax=axes, shrink=0.7, label="share of the true class")
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    axes.set_title(title)
+    image = show_confusion(axes, confusion, class_names)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="% of the true class")
+    videos = int(confusion.sum())
+    axes.set_title(f"top-1 {np.trace(confusion) / max(videos, 1):.1%} of {videos} videos", fontsize=pictures.TITLE)
+    pictures.save_figure(figure, Path(path))
+
+
+def show_confusion(axes: "Axes", confusion: np.ndarray, class_names: Sequence[str]) -> "AxesImage":
+    """Rows are true classes, columns answers, colours percents of the row; counts where there are few classes."""
+    count = len(class_names)
+    percents = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(percents, vmin=0, vmax=100, cmap="Blues")
+    axes.set_xlabel("predicted class", fontsize=pictures.TEXT)
+    axes.set_ylabel("true class", fontsize=pictures.TEXT)
     if count <= MAX_NAMED_CLASSES:
         shown = [name if len(name) <= 28 else name[:27] + "…" for name in class_names]
-        axes.set_xticks(range(count), shown, rotation=90, fontsize=8)
-        axes.set_yticks(range(count), shown, fontsize=8)
-    if count <= 20:
+        axes.set_xticks(range(count), shown, rotation=60, ha="right", rotation_mode="anchor", fontsize=pictures.SMALL)
+        axes.set_yticks(range(count), shown, fontsize=pictures.SMALL)
+    if count <= MAX_NUMBERED_CLASSES:
         for row, column in np.ndindex(count, count):
-            if confusion[row, column]:
-                colour = "white" if shares[row, column] > 0.5 else "black"
-                axes.text(column, row, str(confusion[row, column]), ha="center", va="center", color=colour, fontsize=7)
-    figure.savefig(path, dpi=120)
+            number = int(confusion[row, column])
+            colour = "white" if percents[row, column] > 50 else "black" if number else pictures.FAINT
+            axes.text(column, row, str(number), ha="center", va="center", color=colour, fontsize=pictures.SMALL)
+    return image
 
 
 def _readable(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -57,8 +57,7 @@ def write_scores(
 def write_confusion_matrix(folder: Path, scores: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> bool:
     """`confusion_matrix.png`, if matplotlib is there; whether it was drawn."""
     try:
-        with whole_file(folder / "confusion_matrix.png") as begun:
-            draw_confusion_matrix(confusion_matrix(scores, labels), class_names, begun)
+        draw_confusion_matrix(confusion_matrix(scores, labels), class_names, folder / "confusion_matrix.png")
     except ImportError:
         logger.warning("matplotlib is not installed: no picture of the confusion matrix.")
         return False
