@@ -273,6 +273,12 @@ def test_the_tps_recipe_gives_the_released_rates():
     assert rates["classifier.bias"] == (1.0, 0.1)
 
 
+def test_the_xvit_recipe_spares_the_biases_of_the_head_alone():
+    rates = rates_by_name(micro_models.classifier("xvit"), no_decay=RECIPES["xvit-k400"].settings["no_decay"])
+    spared = {name for name, (_, decay) in rates.items() if decay == 0}
+    assert spared == {"classifier.bias", "xvit.temporal_head.norm.bias", "xvit.temporal_head.dense.bias"}
+
+
 @pytest.mark.parametrize("family", ["tps", "xvit", "laps"])
 def test_layer_decay_falls_from_the_head_to_the_embedding(family):
     model = micro_models.classifier(family)

@@ -9,10 +9,12 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_scheduler
 
-NO_DECAY_RULES = ("standard", "positions", "none")
+NO_DECAY_RULES = ("standard", "positions", "head_biases", "none")
 WARMUP_RULES = ("before", "multiply", "join")
 
 _POSITIONS = re.compile(r"position|class_token|cls_token|temporal_embedding|bias_table|sttm_")
+# The classifier and the layers before it that XViT's release calls `mlp_head`
+_HEAD_BIASES = re.compile(r"^classifier\.bias$|temporal_head\.(norm|dense)\.bias$")
 _BLOCK = re.compile(r"^(.*?\b(?:layers?|blocks)\.\d+(?:\.blocks\.\d+)?)\.")
 _STAGE_BLOCK = re.compile(r"^(.*?\bstages?\.?\d+\.(?:blocks|layers)\.\d+)\.")
 
@@ -22,7 +24,8 @@ def decays(name: str, parameter: torch.Tensor, rule: str) -> bool:
 
     Args:
         rule: "standard" spares biases, norms (all that is 1-D), position embeddings, bias tables and class tokens;
-            "positions" spares position embeddings, bias tables and class tokens only; "none" spares nothing.
+            "positions" spares position embeddings, bias tables and class tokens only; "head_biases" the biases of the
+            classifier and of the layers right before it (XViT's release); "none" spares nothing.
 
     Raises:
         ValueError: for another rule.
@@ -31,6 +34,8 @@ def decays(name: str, parameter: torch.Tensor, rule: str) -> bool:
         raise ValueError(f"The rule for weight decay must be one of {NO_DECAY_RULES}, got {rule!r}.")
     if rule == "none":
         return True
+    if rule == "head_biases":
+        return not _HEAD_BIASES.search(name)
     if _POSITIONS.search(name):
         return False
     return rule == "positions" or parameter.ndim > 1

@@ -79,8 +79,8 @@ _XVIT = {
     "learning_rate": 0.03,
     "classifier_dropout": 0.5,
     "drop_path_rate": 0.0,
-    # The release decays everything but the biases of the heads (and batch norms, which there are none of).
-    "no_decay": "none",
+    # and batch norms, which there are none of
+    "no_decay": "head_biases",
     "auto_augment": "v0",
 }
 _XVIT_KINETICS = {
@@ -106,7 +106,6 @@ _XVIT_SSV2 = {
 # frames of "jitter", which the releases resize after normalisation
 _ROUNDED = "Resized training frames are rounded to whole numbers, in the release they are not."
 _XVIT_NOTES = (
-    "The biases of the head are decayed, in the release they are not.",
     "AutoAugment draws the interpolation of a clip, bilinear or bicubic; the release draws it for each frame.",
 )
 _XVIT_SSV2_NOTES = (*_XVIT_NOTES, _ROUNDED)
