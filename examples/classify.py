@@ -133,7 +133,9 @@ def classify(video: str, model: PreTrainedModel, processor: VideoProcessorMixin,
     else:  # view by view, so that there is something to see meanwhile
         bar = tqdm(pixel_values[0], desc=Path(video).name[:40], unit="view", leave=False, disable=None)
         logits = torch.cat([model(pixel_values=view[None].to(model.device)).logits for view in bar])
-        logits = aggregate_views(logits[None], config.view_aggregation, config.problem_type)[0]
+        logits = aggregate_views(
+            logits[None], getattr(config, "view_aggregation", "probabilities"), config.problem_type
+        )[0]
     multi_label = config.problem_type == "multi_label_classification"
     probabilities = logits.sigmoid() if multi_label else logits.softmax(-1)
     scores, ids = probabilities.topk(min(top_k, len(probabilities)))

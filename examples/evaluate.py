@@ -36,7 +36,7 @@ logger = logging.getLogger("evaluate")
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     listed = "\n".join(f"  {name:14} {source}" for name, (*_, source) in PROTOCOLS.items())
-    parser = argparse.ArgumentParser(
+    parser = flags.FlagParser(
         description="Test a video classifier.",
         epilog=f"protocols (clips x crops):\n{listed}\n  saved          the views that the processor was saved with\n"
         "  2x3, ...       any number of clips, one crop or three",

@@ -46,7 +46,7 @@ from hf_tps.training.console import exit_code, start_logging
 from hf_tps.training.data import BrokenVideos, TrainingBatches, VideoDataset, clip_seed, collate
 from hf_tps.training.evaluation import Predictions, predict
 from hf_tps.training.hub_datasets import StreamedVideos
-from hf_tps.training.metrics import summarize
+from hf_tps.training.metrics import summarize, top_k_accuracy
 from hf_tps.training.optimization import make_moving_average, make_optimizer, make_scheduler, parameter_groups
 from hf_tps.training.protocols import protocol_views
 from hf_tps.training.recipes import recipe_named
@@ -55,9 +55,12 @@ from hf_tps.training.video_lists import LabelledVideos
 
 logger = logging.getLogger("finetune")
 
+# Training videos that a weak result is explained with
+VIDEOS_TO_LOOK_AT = 64
+
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Fine-tune a video classifier.", allow_abbrev=False)
+    parser = flags.FlagParser(description="Fine-tune a video classifier.", allow_abbrev=False)
     flags.add_data_arguments(parser, training=True)
     flags.add_model_arguments(parser)
     flags.add_clip_arguments(parser)
@@ -84,6 +87,7 @@ def train(arguments: argparse.Namespace) -> None:
     run.train()
     if accelerator.is_main_process:
         write_results(run)
+    run.explain_weak_result()
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
@@ -205,6 +209,27 @@ class Run:
         self.summary = summarize(predictions.scores, predictions.labels, self.data.class_names)
         return self.summary
 
+    def explain_weak_result(self) -> None:
+        """Say so where the model does no better than guessing, with what it knows of its own training videos."""
+        if self.summary is None:
+            return
+        guess = outcome.guess(self.summary)
+        if not outcome.is_near_guess(self.summary["top1"], guess):
+            return
+        known = None
+        if isinstance(self.data.training, VideoDataset):
+            sample = self.data.training.first(VIDEOS_TO_LOOK_AT, self.arguments.seed)
+            found = predict(
+                self.trained_model,
+                sample,
+                self.accelerator,
+                batch_size=self.arguments.per_device_eval_batch_size,
+                num_workers=self.arguments.dataloader_num_workers,
+                description="looking at training videos",
+            )
+            known = top_k_accuracy(found.scores, found.labels, 1)
+        logger.warning("%s", outcome.weak_result(self.summary["top1"], guess, known))
+
     def refresh_batch_norms(self) -> None:
         """Statistics of batch norms that belong to the weights of this step, if `--precise_bn_batches` says so."""
         arguments = self.arguments
@@ -231,6 +256,12 @@ class Run:
         rate = self.scheduler.get_last_lr()[0]
         self.clips_per_second = self.clock.clips_per_second()
         self.bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.2e}", **{"clips/s": f"{self.clips_per_second:.1f}"})
+        if self.bar.disable:  # no terminal, but perhaps a log that somebody watches
+            left = (self.data.num_steps - step) * self.data.clips_per_step / self.clips_per_second
+            logger.info(
+                "step %d of %d, loss %.3f, rate %.2e, %.1f clips/s, %.0f s left",
+                *(step, self.data.num_steps, loss, rate, self.clips_per_second, left),
+            )
         figures = {"train_loss": loss, "learning_rate": rate, "clips_per_second": self.clips_per_second}
         self.accelerator.log(figures, step=step)
 
@@ -345,6 +376,8 @@ def num_parameters(model: nn.Module) -> int:
 def start(arguments: argparse.Namespace) -> Accelerator:
     """The processes, their messages and random states; what can fail without data or a model fails here."""
     accumulation = arguments.gradient_accumulation_steps
+    with flags.about("--report_to"):
+        outcome.check_tracker(arguments.report_to)
     accelerator = Accelerator(
         log_with=arguments.report_to,
         project_dir=arguments.output_dir / "logs",

@@ -9,6 +9,7 @@ layer, streams, and runs that continue bit for bit whatever the number of worker
 """
 
 import argparse
+import dataclasses
 import logging
 import sys
 from pathlib import Path
@@ -104,7 +105,7 @@ class Collator:
 
 
 def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, TrainingArguments]:
-    parser = argparse.ArgumentParser(
+    parser = flags.FlagParser(
         description="Fine-tune a video classifier with Trainer; all flags of TrainingArguments work too.",
         allow_abbrev=False,
     )
@@ -113,7 +114,11 @@ def parse_arguments(argv: list[str] | None = None) -> tuple[argparse.Namespace, 
     flags.add_clip_arguments(parser)
     flags.add_augmentation_arguments(parser)
     arguments, others = parser.parse_known_args(argv)
-    (training,) = HfArgumentParser(TrainingArguments, allow_abbrev=False).parse_args_into_dataclasses(others)
+    parser.further_flags = tuple(field.name for field in dataclasses.fields(TrainingArguments))
+    of_trainer = HfArgumentParser(TrainingArguments, allow_abbrev=False)
+    training, unknown = of_trainer.parse_args_into_dataclasses(others, return_remaining_strings=True)
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if arguments.streaming:
         parser.error("--streaming is for finetune.py")
     training.dataloader_num_workers = arguments.dataloader_num_workers

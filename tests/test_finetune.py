@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -343,6 +344,7 @@ def test_an_image_checkpoint_starts_a_video_model_that_evaluate_reads(data, tmp_
         (["--train_dir", "{train}", "--streaming"], "--streaming needs"),
         (["--train_dir", "{train}", "--learning_rate", "1e30", "--max_train_steps", "4"], "lower --learning_rate"),
         (["--train_dir", "{train}", "--push_to_hub"], "--push_to_hub"),
+        (["--train_dir", "{train}", "--report_to", "carrier_pigeon"], "--report_to: no tracker 'carrier_pigeon'"),
         (["--train_dir", "{train}", "--lr_scheduler_type", "zigzag"], "zigzag"),
     ],
 )
@@ -553,3 +555,52 @@ def test_a_damaged_checkpoint_is_one_line(file, script, data, tmp_path, capsys):
     capsys.readouterr()
     code = here(script, *flags, "--resume_from_checkpoint", checkpoint)
     assert_one_line(code, capsys)
+
+
+@pytest.mark.parametrize("script", [finetune, finetune_trainer, evaluate])
+@pytest.mark.parametrize(
+    ("given", "meant"), [("--epochs", "num_train_epochs"), ("--model_name_or_pth", "model_name_or_path")]
+)
+def test_a_flag_that_is_not_there_is_answered_with_the_one_that_may_be_meant(script, given, meant, tmp_path, capsys):
+    if script is evaluate and meant == "num_train_epochs":
+        meant = None  # no flag of a test
+    needed = ["--output_dir", tmp_path, "--model_name_or_path", "x"]
+    with pytest.raises(SystemExit) as stopped:
+        here(script, *needed, given, "3")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert f"unrecognized arguments: {given}" in error
+    assert ("did you mean" in error) == (meant is not None)
+    assert meant is None or f"did you mean --{meant} for {given}?" in error
+
+
+def rename_classes(data: Path, folder: Path) -> Path:
+    """The colours under names that tell a direction."""
+    for colour, name in (("red", "pan_left"), ("green", "pan_right"), ("blue", "zoom_in")):
+        shutil.copytree(data / "train" / colour, folder / name)
+    return folder
+
+
+def test_what_was_silent_is_said(data, tmp_path, caplog):
+    """Mirrored directions, clips of another size, a line for steps without a terminal, and a result like a guess."""
+    caplog.set_level("INFO")
+    train = rename_classes(data, tmp_path / "train")
+    micro_models.config("tps").save_pretrained(tmp_path / "tps")
+    flags = ["--config_name", tmp_path / "tps", "--train_dir", train, "--validation_dir", train, "--crop_size", "48"]
+    flags += ["--output_dir", tmp_path / "out", "--learning_rate", "1e-9", "--dataloader_num_workers", "0"]
+    assert here(finetune, *flags, "--max_train_steps", "2", "--logging_steps", "1") == 0
+    said = caplog.text
+    assert re.search("2 classes name a direction, and --flip 0.5 mirrors .*pan_left.*pan_right.*--flip 0", said)
+    assert "clips of 48 x 48 pixels go into a model made for 32 x 32: about 2.2 times the work" in said
+    assert re.search(r"step 1 of 2, loss \d\.\d+, rate \d.\d\de-\d+, .* clips/s, .* s left", said)
+    assert re.search(r"top-1 .* is little more than always guessing one class \(33.3%\)", said)
+    assert re.search(r"Of its own training videos it knows \d+.\d%:\n  1. the learning rate", said)
+
+
+def test_a_result_that_is_no_guess_needs_no_advice():
+    summary = {"videos": 10, "per_class": {"a": {"videos": 6}, "b": {"videos": 4}}}
+    assert outcome.guess(summary) == 0.6
+    assert outcome.is_near_guess(0.65, 0.6)
+    assert not outcome.is_near_guess(0.7, 0.6)
+    assert "by heart" in outcome.weak_result(0.2, 0.17, 0.9)
+    assert "training videos it knows" not in outcome.weak_result(0.2, 0.17, None)

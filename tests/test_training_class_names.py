@@ -4,7 +4,13 @@ import json
 
 import pytest
 
-from hf_tps.training.class_names import default_class_names, match_labels, never_flipped, read_class_names
+from hf_tps.training.class_names import (
+    default_class_names,
+    match_labels,
+    names_of_directions,
+    never_flipped,
+    read_class_names,
+)
 
 NAMES = ["walk", "run", "stand still"]
 
@@ -89,3 +95,9 @@ def test_left_and_right_classes_of_ssv2_are_never_flipped(root):
     assert never_flipped(names, ["3", names[5]]) == {3, 5}
     with pytest.raises(ValueError, match="no class name"):
         never_flipped(names, ["somewhere"])
+
+
+def test_classes_that_name_a_direction_are_found_by_their_words():
+    named = ["pan_left", "rotate-CCW", "TurnRight", "move counterclockwise", "to the left"]
+    others = ["pan_up", "bright", "upright", "cleft", "copyright", "zoom_in", "leftover", "accw"]
+    assert names_of_directions([*named, *others]) == named

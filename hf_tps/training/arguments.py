@@ -4,12 +4,14 @@ The one file here that speaks of flags: the others name what they are given, and
 """
 
 import argparse
+import difflib
 import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -18,7 +20,7 @@ from ..frame_geometry import ROUNDINGS
 from ..video_processing_tps import TPSVideoProcessor
 from .augmentation import CROPS, AugmentationSettings, ClipAugmentation
 from .batch_norm import check_batch_norms
-from .class_names import never_flipped
+from .class_names import names_of_directions, never_flipped
 from .data import BrokenVideos, ClipReader
 from .frame_cache import FrameCache
 from .hub_datasets import StreamedVideos, read_hub_dataset
@@ -32,11 +34,13 @@ from .starting_points import (
     check_model,
     differences_from_recipe,
     freeze_backbone,
+    image_size_of,
     load_config,
     load_model,
     load_processor,
     parse_overrides,
 )
+from .text import some
 from .video_lists import (
     LabelledVideos,
     check_files,
@@ -64,6 +68,45 @@ def about(flag: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{flag}: {error}") from error
+
+
+# What people type who know other programs
+_OTHER_NAMES = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "workers": "dataloader_num_workers",
+    "num_workers": "dataloader_num_workers",
+    "wd": "weight_decay",
+    "warmup_steps": "num_warmup_steps",
+    "model": "model_name_or_path",
+    "data": "train_dir",
+    "out": "output_dir",
+    "output": "output_dir",
+    "resume": "resume_from_checkpoint",
+}
+
+
+class FlagParser(argparse.ArgumentParser):
+    """A parser that proposes the flag that may have been meant.
+
+    Attributes:
+        further_flags: that something else parses, without dashes.
+    """
+
+    further_flags: tuple[str, ...] = ()
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.findall(r"--([\w-]+)", message) if message.startswith("unrecognized arguments") else []
+        known = [option.removeprefix("--") for option in self._option_string_actions] + [*self.further_flags]
+        for name in unknown:
+            name = name.replace("-", "_")
+            close = difflib.get_close_matches(name, known, n=1)
+            meant = _OTHER_NAMES.get(name) if _OTHER_NAMES.get(name) in known else (close or [None])[0]
+            if meant is not None:
+                message += f"\ndid you mean --{meant} for --{name}?"
+        super().error(message)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, training: bool) -> None:
@@ -406,6 +449,13 @@ def augmentation_settings(arguments: argparse.Namespace, class_names: Sequence[s
         return None
     with about("--no_flip_classes"):
         no_flip = never_flipped(class_names, arguments.no_flip_classes)
+    mirrored = names_of_directions(name for number, name in enumerate(class_names) if number not in no_flip)
+    if mirrored and arguments.flip > 0:
+        logger.warning(
+            "%d classes name a direction, and --flip %g mirrors their clips without changing the class: %s. --flip 0 "
+            "mirrors none, --no_flip_classes with their names spares them.",
+            *(len(mirrored), arguments.flip, some(mirrored)),
+        )
     return AugmentationSettings(
         crop=arguments.crop,
         scale=tuple(arguments.crop_scale),
@@ -549,4 +599,17 @@ def build_model(arguments: argparse.Namespace, class_names: Sequence[str]) -> tu
     if arguments.freeze_backbone:
         freeze_backbone(model)
     source = arguments.model_name_or_path or arguments.config_name
-    return model, load_processor(source, model.config, processor_overrides(arguments))
+    processor = load_processor(source, model.config, processor_overrides(arguments))
+    warn_of_other_sizes(model.config, processor)
+    return model, processor
+
+
+def warn_of_other_sizes(config: PreTrainedConfig, processor: TPSVideoProcessor) -> None:
+    """Say where clips are larger or smaller than what the model was made for: it may be slow, or see too little."""
+    made_for, given = image_size_of(config), max(dict(processor.crop_size).values())
+    if made_for is not None and made_for != given:
+        logger.warning(
+            "clips of %d x %d pixels go into a model made for %d x %d: about %.2g times the work of a step. "
+            "--crop_size %d fits the model, --config_overrides image_size=%d another one.",
+            *(given, given, made_for, made_for, (given / made_for) ** 2, made_for, given),
+        )

@@ -15,6 +15,16 @@ NO_FLIP_PRESETS = {
 }
 
 
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+_DIRECTIONS = frozenset(("left", "right", "leftward", "rightward", "leftwards", "rightwards", "cw", "ccw"))
+_TURNS = frozenset(("clockwise", "counterclockwise", "anticlockwise"))
+
+
+def names_of_directions(class_names: Iterable[str]) -> list[str]:
+    """The classes of which a word says a direction that a mirror turns round: `pan_left`, `rotate-CCW`, `TurnRight`."""
+    return [name for name in class_names if {word.lower() for word in _WORDS.findall(name)} & (_DIRECTIONS | _TURNS)]
+
+
 def read_class_names(path: str | Path) -> list[str]:
     """Class names in the order of their ids.
 

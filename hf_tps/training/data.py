@@ -28,7 +28,7 @@ from .augmentation import ClipAugmentation
 from .frame_cache import FrameCache
 from .policies import ChangeFrames
 from .text import first_line
-from .video_lists import LabelledVideos
+from .video_lists import LabelledVideos, first_videos
 
 logger = logging.getLogger(__name__)
 
@@ -157,12 +157,18 @@ class VideoDataset(Dataset):
         frames: FrameCache | None = None,
     ) -> None:
         self.videos, self.clips, self.training = videos, clips, training
+        self.class_names = class_names
         self.labels = videos.label_ids(class_names)
         self.sources = videos.sources if frames is None else frames
         self.blank: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.videos)
+
+    def first(self, number: int, seed: int) -> "VideoDataset":
+        """A random choice of so many of the videos, as in a test."""
+        chosen = first_videos(self.videos, number, seed)
+        return VideoDataset(chosen, self.class_names, self.clips)
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict:
         if isinstance(key, tuple):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.tracking import get_available_trackers
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
@@ -18,6 +19,7 @@ from ..plain_text import printable
 from ..video_processing_tps import TPSVideoProcessor
 from .files import whole_file, writing
 from .metrics import confusion_matrix, draw_confusion_matrix
+from .text import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,56 @@ def headline(results: dict) -> str:
     return ", ".join(f"{name} {results[name]:.4g}" for name in shown)
 
 
+def guess(summary: dict) -> float:
+    """What always naming the most frequent class gives, of what `metrics.summarize` found."""
+    return max(entry["videos"] for entry in summary["per_class"].values()) / max(summary["videos"], 1)
+
+
+def is_near_guess(top1: float, guessed: float) -> bool:
+    """Whether a model does so little better than `guess` that it may have learned nothing."""
+    return top1 < guessed + 0.2 * (1 - guessed)
+
+
+def weak_result(top1: float, guessed: float, known: float | None) -> str:
+    """What to try where a training ended near chance.
+
+    Args:
+        top1: of unseen videos.
+        guessed: see `guess`.
+        known: top-1 of some of the training videos; None where they cannot be looked at again.
+    """
+    lines = [f"top-1 {top1:.1%} of unseen videos is little more than always guessing one class ({guessed:.1%})."]
+    if known is not None:
+        lines.append(f"Of its own training videos it knows {known:.1%}:")
+    if known is not None and not is_near_guess(known, guessed):
+        lines += [
+            "  it learned these by heart. Too few videos for random weights: begin with a trained model",
+            "  (--model_name_or_path), or gather more; --rand_augment_ops 2 helps a little.",
+        ]
+    else:
+        lines += [
+            "  1. the learning rate: try a third and three times --learning_rate, and more --num_train_epochs;",
+            "  2. the clip: what happens may be shorter or longer than --num_frames frames at --frame_interval",
+            "     (--sampling uniform sees the whole video, dense with a small interval fast motion);",
+            "  3. mirrored clips of classes that name a direction (--flip 0), or too few videos for random weights.",
+        ]
+    return "\n".join([*lines, "  docs/it_does_not_learn.md has more."])
+
+
+def check_tracker(name: str | None) -> None:
+    """Refuse a tracker whose package is not there: Accelerate would go on without a word.
+
+    Raises:
+        ValueError: naming the package, and the trackers that are there.
+    """
+    there = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
+    if name not in (None, "all", *there):
+        raise ValueError(
+            f"no tracker {name!r} is at hand (installed are {there or 'none'}): install its package, such as "
+            f"pip install {name}, or leave the flag out."
+        )
+
+
 def save_model(folder: Path, model: PreTrainedModel, processor: TPSVideoProcessor) -> None:
     """Weights, config with class names, code and processor; no file is ever half-written under its own name."""
     begun = folder / ".saving"
@@ -113,8 +165,8 @@ def check_hub_access(repo_id: str, private: bool) -> None:
     """
     try:
         HfApi().create_repo(repo_id, private=private, exist_ok=True)
-    except (OSError, ValueError) as error:  # no network, no token, no permission, no such name
-        raise ValueError(f"The repository {repo_id} cannot be created on the Hub: {error}") from error
+    except Exception as error:  # no network, no token, no permission, no such name: each has an exception of its own
+        raise ValueError(f"The repository {repo_id} cannot be created on the Hub: {first_line(error)}") from error
 
 
 def write_model_card(

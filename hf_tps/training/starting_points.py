@@ -230,7 +230,7 @@ def load_processor(name_or_path: str | None, config: PreTrainedConfig, overrides
         settings |= overrides
     else:
         # Other processors mean other things by the same names: a frame is cut to the size that the model reads.
-        side = _image_size(config) or 224
+        side = image_size_of(config) or 224
         plain = {name: settings[name] for name in ("image_mean", "image_std", "rescale_factor") if name in settings}
         image_model = _image_model(config)
         if image_model in NORMALISATION_WITHOUT_A_FILE:
@@ -255,7 +255,8 @@ def _image_model(config: PreTrainedConfig) -> str:
     return config.backbone if config.model_type == "laps" else (_backbone(config) or config).model_type
 
 
-def _image_size(config: PreTrainedConfig) -> int | None:
+def image_size_of(config: PreTrainedConfig) -> int | None:
+    """Height and width in pixels of the frames that a model is made for; None where its config does not tell."""
     size = getattr(config, "image_size", None) or getattr(_backbone(config), "image_size", None)
     size = size or getattr(config, "crop_size", None)
     return max(size) if isinstance(size, list | tuple) else size
