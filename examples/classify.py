@@ -9,6 +9,7 @@ import csv
 import glob
 import json
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +74,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--num_crops", type=int, choices=(1, 3), help="crops of a clip (default: as saved with the model)"
     )
+    parser.add_argument("--start_sec", type=float, help="look at the video from here on, in seconds")
+    parser.add_argument("--end_sec", type=float, help="and up to here")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)
     if arguments.top_k < 1:
@@ -123,7 +126,7 @@ def load(name: str) -> tuple[PreTrainedModel, VideoProcessorMixin]:
 
 
 @torch.no_grad()
-def classify(video: str, model: PreTrainedModel, processor: VideoProcessorMixin, top_k: int, **views: int) -> Answer:
+def classify(video: str, model: PreTrainedModel, processor: VideoProcessorMixin, top_k: int, **views: float) -> Answer:
     """The top classes, and what the model saw."""
     batch = processor(video, num_frames=model.config.num_frames, return_tensors="pt", return_metadata=True, **views)
     pixel_values = batch.pixel_values
@@ -158,6 +161,11 @@ def print_answer(answer: Answer) -> None:
     tqdm.write(name_of(answer.video))
     for rank, (label, score) in enumerate(answer.classes, start=1):
         tqdm.write(f"  {rank:>2}  {label:<{width}}  {score:7.2%}")
+
+
+def show_warning(message: Warning | str, *place: object) -> None:
+    """A warning about a video as one line, without the line of code that it comes from."""
+    tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 def write_answers(answers: list[Answer], path: Path) -> None:
@@ -267,6 +275,28 @@ def draw_bars(axes: "Axes", classes: list[tuple[str, float]]) -> None:
     pictures.without_frame(axes)
 
 
+def classify_all(
+    videos: list[str],
+    model: PreTrainedModel,
+    processor: VideoProcessorMixin,
+    arguments: argparse.Namespace,
+    views: dict[str, float],
+) -> list[Answer]:
+    """An answer for each video; a broken one does not end the others."""
+    answers = []
+    for video in tqdm(videos, desc="classifying", unit="video", disable=None):
+        try:
+            answers.append(classify(video, model, processor, arguments.top_k, **views))
+        except Exception as error:
+            print_error(error, video)
+            answers.append(Answer(video, [], error=first_line(error)))
+            continue
+        print_answer(answers[-1])
+        if arguments.plot is None:
+            answers[-1].frames = None  # a folder of videos need not fit into memory
+    return answers
+
+
 def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
@@ -280,20 +310,12 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:  # whatever a damaged folder makes a library raise
         print_error(error, arguments.model)
         return 1
-    views = {"num_clips": arguments.num_clips, "num_crops": arguments.num_crops}
-    views = {name: value for name, value in views.items() if value is not None}
+    names = ("num_clips", "num_crops", "start_sec", "end_sec")
+    views = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
-    answers = []
-    for video in tqdm(videos, desc="classifying", unit="video", disable=None):
-        try:
-            answers.append(classify(video, model, processor, arguments.top_k, **views))
-        except Exception as error:  # one video does not end the others
-            print_error(error, video)
-            answers.append(Answer(video, [], error=first_line(error)))
-            continue
-        print_answer(answers[-1])
-        if arguments.plot is None:
-            answers[-1].frames = None  # a folder of videos need not fit into memory
+    with warnings.catch_warnings():
+        warnings.showwarning = show_warning
+        answers = classify_all(videos, model, processor, arguments, views)
     answered = [answer for answer in answers if answer.classes]
     failed = len(answered) < len(answers)
     if arguments.output is not None:

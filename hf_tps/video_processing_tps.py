@@ -26,7 +26,9 @@ from .video_sources import name_of
 # `fps` asks for as many frames as a file's duration makes, and that may be anything.
 MAX_FRAMES_BY_FPS = 4096
 # Settings of a call, which no file may change
-CALL_SETTINGS = ("training", "max_frame_pixels")
+CALL_SETTINGS = ("training", "max_frame_pixels", "start_sec", "end_sec")
+# A video of which less than this share lies between the first and the last frame taken was hardly looked at.
+HARDLY_READ = 0.1
 SAMPLING_SETTINGS = ("sampling", "frame_interval", "index_rule", "past_end", "clip_placement", "num_clips")
 
 _INTERPOLATION = {
@@ -50,6 +52,12 @@ class TPSVideoProcessorKwargs(VideosKwargs, total=False):  # type: ignore[call-a
     rounding: str | None
     training: bool | None
     max_frame_pixels: int | None
+    start_sec: float | int | None
+    end_sec: float | int | None
+
+
+class PartlyReadWarning(UserWarning):
+    """The frames taken say little about the video as a whole."""
 
 
 class TPSVideoProcessor(VideoProcessorMixin):
@@ -80,6 +88,7 @@ class TPSVideoProcessor(VideoProcessorMixin):
         training (`bool`, call only): random frames, drawn from torch's global generator, instead of the test positions.
         max_frame_pixels (`int`, call only, defaults to 8192 * 4320): the most pixels that a frame may have, in the file
             and after resizing. Whatever a file declares, no more memory than that is taken for a frame.
+        start_sec, end_sec (`float`, call only): the part of the video that is sampled, in seconds from its start.
     """
 
     model_input_names = ["pixel_values"]
@@ -96,6 +105,8 @@ class TPSVideoProcessor(VideoProcessorMixin):
     num_clips = 1
     training = False
     max_frame_pixels = MAX_FRAME_PIXELS
+    start_sec = None
+    end_sec = None
 
     do_convert_rgb = True
     do_resize = True
@@ -119,7 +130,7 @@ class TPSVideoProcessor(VideoProcessorMixin):
         if kwargs.get("fps") is not None and kwargs.get("num_frames") is None:
             self.num_frames = None
         for name in CALL_SETTINGS:
-            if kwargs.get(name):
+            if kwargs.get(name) is not None and kwargs[name] is not False:
                 raise ValueError(
                     f"{name} is not a setting to save: give it at the call, processor(videos, {name}={kwargs[name]!r})."
                 )
@@ -187,28 +198,31 @@ class TPSVideoProcessor(VideoProcessorMixin):
 
         Returns:
             int64 array (num_clips * num_frames,), clip after clip.
+
+        Raises:
+            ValueError: for a part of the video that is not there, and where its duration is needed and not known.
         """
+        first, total = _part(metadata, kwargs.get("start_sec"), kwargs.get("end_sec"))
         if num_frames is None and fps is None:
             num_frames, fps = self.num_frames, self.fps
         settings = {name: kwargs.get(name, getattr(self, name)) for name in (*SAMPLING_SETTINGS, "training")}
         if fps is not None:
             _check_frame_budget(num_frames, fps)
-            duration = metadata.duration
-            if duration is None and metadata.fps:
-                duration = metadata.total_num_frames / metadata.fps
-            if duration is None:
+            whole = _seconds(metadata)
+            if whole is None:
                 raise ValueError(
                     "fps needs the duration of the video. A video in memory has none of its own: pass "
                     "video_metadata={'fps': ...} or {'duration': ...}, or use num_frames."
                 )
+            duration = whole * total / metadata.total_num_frames
             num_frames = max(1, round(duration * fps))
-            if num_frames > max(metadata.total_num_frames, MAX_FRAMES_BY_FPS):
+            if num_frames > max(total, MAX_FRAMES_BY_FPS):
                 raise ValueError(
-                    f"fps={fps:g} asks for {num_frames} frames of a video that has {metadata.total_num_frames} and is "
-                    f"said to last {duration:g} seconds: give num_frames instead."
+                    f"fps={fps:g} asks for {num_frames} frames of a video that has {total} and is said to last "
+                    f"{duration:g} seconds: give num_frames instead."
                 )
             settings["sampling"] = "uniform"
-        return sample_frame_indices(metadata.total_num_frames, num_frames=num_frames, **settings).reshape(-1)
+        return first + sample_frame_indices(total, num_frames=num_frames, **settings).reshape(-1)
 
     def _settings_for_call(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """All settings: those of the call where given, the saved ones elsewhere; checked."""
@@ -235,12 +249,15 @@ class TPSVideoProcessor(VideoProcessorMixin):
         choose: Callable[..., np.ndarray] | None
         choose = partial(self.sample_frames, **settings) if settings["do_sample_frames"] else None
         if _is_source(video):
-            return read_video(
+            frames, metadata = read_video(
                 video,
                 choose,
                 prepare=lambda frames: _prepare(frames, settings),
                 max_frame_pixels=settings["max_frame_pixels"],
             )
+            if not settings["training"]:
+                _say_what_was_read(metadata, name_of(video), settings["start_sec"], settings["end_sec"])
+            return frames, metadata
         total = len(video)
         if total == 0:
             raise ValueError("The video has no frames.")
@@ -260,6 +277,52 @@ class TPSVideoProcessor(VideoProcessorMixin):
                 stacklevel=4,
             )
         return _prepare(frames, settings), metadata
+
+
+def _seconds(metadata: VideoMetadata) -> float | None:
+    """How long a video lasts; None where nobody tells."""
+    if metadata.duration is None and metadata.fps:
+        return metadata.total_num_frames / metadata.fps
+    return metadata.duration
+
+
+def _part(metadata: VideoMetadata, start_sec: float | None, end_sec: float | None) -> tuple[int, int]:
+    """Number of the first frame between two times, and how many there are."""
+    total = metadata.total_num_frames
+    if start_sec is None and end_sec is None:
+        return 0, total
+    duration = _seconds(metadata)
+    if duration is None or not duration > 0:
+        raise ValueError("start_sec and end_sec need the video's duration, which is not known: pass video_metadata.")
+    start, end = start_sec or 0.0, duration if end_sec is None else end_sec
+    first, after = round(start * total / duration), min(total, round(end * total / duration))
+    if not 0 <= start < duration or first >= after:
+        raise ValueError(
+            f"start_sec={start:g} and end_sec={end:g} leave no frame of a video that lasts {duration:g} seconds."
+        )
+    return first, after - first
+
+
+def _say_what_was_read(metadata: VideoMetadata, name: str, start_sec: float | None, end_sec: float | None) -> None:
+    """Warn where the frames say little about the video."""
+    indices = metadata.frames_indices
+    if metadata.total_num_frames == 1 and len(indices) > 1:
+        warn(f"{name} has one frame, which is repeated {len(indices)} times.", PartlyReadWarning, stacklevel=5)
+        return
+    span = max(indices) - min(indices) + 1
+    first, total = _part(metadata, start_sec, end_sec)
+    if span >= HARDLY_READ * total:
+        return
+    seconds = _seconds(metadata)
+    frame = 1.0 if seconds is None else seconds / metadata.total_num_frames
+    unit = "frames" if seconds is None else "s"
+    warn(
+        f"{name}: read {span * frame:.3g} {unit} of {total * frame:.4g} {unit}, from {min(indices) * frame:.4g} {unit} "
+        "on. sampling='uniform' takes frames from all of it, num_clips several windows, start_sec and end_sec another "
+        "part.",
+        PartlyReadWarning,
+        stacklevel=5,
+    )
 
 
 # --- settings --------------------------------------------------------------------------------------------------------

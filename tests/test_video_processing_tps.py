@@ -12,7 +12,7 @@ from PIL import Image
 from transformers.image_utils import PILImageResampling
 from transformers.video_utils import VideoMetadata
 
-from hf_tps.video_processing_tps import TPSVideoProcessor
+from hf_tps.video_processing_tps import PartlyReadWarning, TPSVideoProcessor
 from hf_tps.video_reading import read_video
 from tests.video_files import corner_frame, moving_frames, write_video
 
@@ -629,3 +629,51 @@ def test_a_crop_larger_than_the_frames_names_the_file(tmp_path):
     write_video(path, moving_frames(4))
     with pytest.raises(ValueError, match="small.mp4: Frames of 64x48.*smaller than the crop"):
         TPSVideoProcessor(do_resize=False)(path)
+
+
+@pytest.fixture
+def long_video(tmp_path):
+    """20 seconds; the frames of each second have one brightness, ten times its number."""
+    path = tmp_path / "long.mp4"
+    write_video(path, [np.full((48, 64, 3), 10 * (number // 25), np.uint8) for number in range(500)])
+    return path
+
+
+DENSE = {"num_frames": 8, "sampling": "dense", "frame_interval": 2, "size": {"shortest_edge": 40}, "crop_size": 32}
+
+
+def test_a_video_that_is_hardly_looked_at_is_said(long_video):
+    with pytest.warns(PartlyReadWarning, match=r"long.mp4: read 0.6 s of 20 s, from 9.\d+ s on. sampling='uniform'"):
+        TPSVideoProcessor(**DENSE)(long_video)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TPSVideoProcessor(**{**DENSE, "sampling": "uniform"})(long_video)
+        TPSVideoProcessor(**DENSE)(long_video, num_clips=4)
+        TPSVideoProcessor(**DENSE)(long_video, start_sec=4, end_sec=7.5)
+
+
+def test_one_frame_that_is_repeated_is_said(tmp_path):
+    write_video(tmp_path / "one.mp4", moving_frames(1))
+    with pytest.warns(PartlyReadWarning, match="one.mp4 has one frame, which is repeated 8 times"):
+        TPSVideoProcessor(**DENSE)(tmp_path / "one.mp4")
+
+
+@pytest.mark.parametrize(
+    ("part", "seconds"),
+    [({"start_sec": 15}, range(15, 20)), ({"end_sec": 3.0}, range(3)), ({"start_sec": 4, "end_sec": 6}, (4, 5))],
+)
+def test_a_part_of_a_video_is_all_that_is_sampled(part, seconds, long_video):
+    processor = TPSVideoProcessor(**{**DENSE, "sampling": "uniform"}, do_normalize=False, do_rescale=False)
+    batch = processor(long_video, return_metadata=True, **part)
+    shown = batch.pixel_values[0].float().mean(dim=(1, 2, 3)) / 10
+    assert {round(value.item()) for value in shown} == set(seconds)
+    by_fps = processor(long_video, fps=2.0, **part).pixel_values[0]
+    assert len(by_fps) == 2 * len(seconds)
+
+
+@pytest.mark.parametrize("part", [{"start_sec": 20}, {"start_sec": 5, "end_sec": 5}, {"start_sec": -1}, {"end_sec": 0}])
+def test_a_part_that_is_not_there_is_refused(part, long_video):
+    with pytest.raises(ValueError, match="leave no frame of a video that lasts 20 seconds"):
+        TPSVideoProcessor(**DENSE)(long_video, **part)
+    with pytest.raises(ValueError, match="duration"):
+        TPSVideoProcessor(**DENSE)(torch.zeros(9, 3, 48, 64, dtype=torch.uint8), **part)

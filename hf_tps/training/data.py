@@ -13,6 +13,7 @@ Two promises:
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
@@ -22,7 +23,7 @@ from torch.utils.data import Dataset, Sampler
 
 from ..frame_sampling import sample_frame_indices
 from ..plain_text import printable
-from ..video_processing_tps import SAMPLING_SETTINGS, TPSVideoProcessor
+from ..video_processing_tps import SAMPLING_SETTINGS, PartlyReadWarning, TPSVideoProcessor
 from ..video_reading import read_video
 from .augmentation import ClipAugmentation
 from .frame_cache import FrameCache
@@ -71,7 +72,10 @@ class ClipReader:
 
     def test_views(self, video: Video) -> torch.Tensor:
         """(views, frames, 3, height, width)."""
-        pixel_values = self.processor(video, return_tensors="pt", **self.views).pixel_values[0]
+        with warnings.catch_warnings():
+            # The protocol says how much of a video is looked at, for all of them.
+            warnings.simplefilter("ignore", PartlyReadWarning)
+            pixel_values = self.processor(video, return_tensors="pt", **self.views).pixel_values[0]
         return pixel_values if pixel_values.ndim == 5 else pixel_values[None]
 
     def training_clip(self, video: Video, label: int, seed: int) -> torch.Tensor:
