@@ -47,8 +47,9 @@ format: $(VENV)/.ready
 	$(BIN)/ruff format .
 
 $(VENV)/.ready: pyproject.toml $(VENV)/.wanted
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" "$(TRANSFORMERS)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@echo "installing $(TORCH), $(TRANSFORMERS) and the rest into $(VENV): some minutes the first time"
+	$(BIN)/python -m pip install --disable-pip-version-check "$(TORCH)" "$(TRANSFORMERS)"
+	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev]"
 	@touch $@
 
 $(VENV)/.wanted: FORCE
