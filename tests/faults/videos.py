@@ -30,7 +30,8 @@ from tests.video_files import write_video
 FRAMES, HEIGHT, WIDTH = 40, 96, 128
 M_PERTURB = -6  # of the C library's mallopt
 B_FRAMES = {"bf": "3"}
-OPEN_GROUPS = {"x265-params": "bframes=4:keyint=12:open-gop=1:log-level=none"}
+# One thread: the same file on every machine
+OPEN_GROUPS = {"x265-params": "bframes=4:keyint=12:open-gop=1:pools=none:frame-threads=1:log-level=none"}
 
 # file name: how it is written
 KINDS = {
