@@ -116,7 +116,7 @@ def test_an_adapter_does_what_its_merged_weights_do(model, clip, targets, piece_
 
 
 def test_every_adapter_is_trained(model, clip):
-    adapted = get_peft_model(model, lora("all")).train()
+    adapted = get_peft_model(model, lora("all")).eval()  # a training drops whole branches by chance
     adapted(clip, labels=torch.tensor([0, 1])).loss.backward()
     adapters = {name for name, _ in adapted.named_parameters() if "lora_" in name}
     assert len(adapters) > 4
