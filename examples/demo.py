@@ -137,7 +137,7 @@ def draw_training(axes: "Axes", history: list[dict]) -> None:
     (line,) = loss_axes.plot(epochs, loss, "s--", color=pictures.RED, label="training loss")
     loss_axes.set_ylabel("loss")
     loss_axes.set_ylim(0)
-    axes.legend(handles=[accuracy, blind, line], loc="lower center", fontsize=pictures.TEXT)
+    axes.legend(handles=[accuracy, blind, line], loc="center right", fontsize=pictures.TEXT)
     axes.set_title("training", fontsize=pictures.TITLE)
 
 
@@ -166,9 +166,10 @@ def draw_answers(figure: "FigureBase", found: list[tuple[Path, list[dict]]]) -> 
         )
     arrow = grid[0][0].annotate(
         "",
-        xy=(columns * 1.2, 1.07),
+        xy=(1, 1.07),
+        xycoords=grid[0][-1].transAxes,
         xytext=(0, 1.07),
-        xycoords="axes fraction",
+        textcoords=grid[0][0].transAxes,
         annotation_clip=False,
         arrowprops={"arrowstyle": "->", "color": pictures.GREY},
     )
