@@ -111,6 +111,7 @@ class Run:
         self.model, self.optimizer, self.scheduler, self.average = optimization
         self.plain_model = accelerator.unwrap_model(self.model)
         self.checkpoints = arguments.output_dir / "checkpoints"
+        self.best = self.checkpoints / "best"  # a model, of the best epoch so far
         self.progress = Progress(fingerprint=data.fingerprint(arguments.seed))
         accelerator.register_for_checkpointing(self.progress)
         if self.average is not None:
@@ -143,16 +144,20 @@ class Run:
         )
         self.model.train()
         self.clock.start()
-        while progress.step < data.num_steps:
+        while progress.step < data.num_steps and not self.stops_early():
             loss = self.step(micro_batches)
             last, epoch_ends = progress.step == data.num_steps, progress.step % data.steps_per_epoch == 0
             if last or epoch_ends or progress.step % arguments.logging_steps == 0:
                 self.log_step(loss)
             if last or epoch_ends:
                 self.end_epoch()
+                last = last or self.stops_early()
             if flags.checkpoint_is_due(arguments.checkpointing_steps, progress.step, epoch_ends, last):
                 self.save()
         self.bar.close()
+        if arguments.keep_best and not self.best_is_last():
+            self.load_best()
+            self.evaluate()
         if data.validation is not None and self.predictions is None:  # continued from the last step
             self.evaluate()
 
@@ -208,6 +213,26 @@ class Run:
         self.predictions = predictions
         self.summary = summarize(predictions.scores, predictions.labels, self.data.class_names)
         return self.summary
+
+    def epochs_since_best(self) -> int:
+        """How many evaluations ago the best one was, the first of equal ones."""
+        scores = [entry["eval_top1"] for entry in self.progress.history]
+        return len(scores) - 1 - scores.index(max(scores))
+
+    def best_is_last(self) -> bool:
+        return self.epochs_since_best() == 0
+
+    def stops_early(self) -> bool:
+        patience = self.arguments.early_stopping_patience
+        return patience is not None and bool(self.progress.history) and self.epochs_since_best() >= patience
+
+    def load_best(self) -> None:
+        """Put the weights of the best epoch in place of the last one's."""
+        self.accelerator.wait_for_everyone()
+        best = self.progress.history[-1 - self.epochs_since_best()]
+        logger.info("the best epoch was %g, with top-1 %.4g: its weights are kept", best["epoch"], best["eval_top1"])
+        saved = type(self.trained_model).from_pretrained(self.best)  # files may name weights otherwise than the model
+        self.trained_model.load_state_dict(saved.state_dict())
 
     def explain_weak_result(self) -> None:
         """Say so where the model does no better than guessing, with what it knows of its own training videos."""
@@ -281,6 +306,8 @@ class Run:
             summary = self.evaluate()
             entry |= {f"eval_{name}": summary[name] for name in ("top1", "top5", "mean_class_accuracy")}
         progress.history.append(entry)
+        if self.arguments.keep_best and self.best_is_last() and self.accelerator.is_main_process:
+            outcome.save_model(self.best, self.trained_model, self.data.processor)
         progress.loss_steps = 0
         self.loss_sum.zero_()
         self.accelerator.log({name: value for name, value in entry.items() if name != "step"}, step=progress.step)
@@ -467,6 +494,8 @@ def prepare_data(arguments: argparse.Namespace, accelerator: Accelerator) -> tup
             frames = flags.frame_cache(arguments, videos)
         return VideoDataset(videos, class_names, clips, frames=frames)
 
+    if validation is None and (arguments.keep_best or arguments.early_stopping_patience):
+        raise ValueError("--keep_best and --early_stopping_patience need validation videos: --validation_dir, ...")
     tested = None if validation is None else dataset_of(validation)
     if isinstance(found, StreamedVideos):
         found.clips, training, batches = clips, found, None
@@ -599,6 +628,7 @@ def results_of(run: Run) -> dict:
         "train_loss": last_entry["train_loss"],
         **{f"eval_{name}": value for name, value in (run.summary or {}).items()},
         "epoch": last_entry["epoch"],
+        **({"best_epoch": progress.history[-1 - run.epochs_since_best()]["epoch"]} if run.arguments.keep_best else {}),
         "step": progress.step,
         "train_videos": run.data.num_videos,
         "clips_per_second": run.clips_per_second,

@@ -604,3 +604,59 @@ def test_a_result_that_is_no_guess_needs_no_advice():
     assert not outcome.is_near_guess(0.7, 0.6)
     assert "by heart" in outcome.weak_result(0.2, 0.17, 0.9)
     assert "training videos it knows" not in outcome.weak_result(0.2, 0.17, None)
+
+
+def scripted_top1(monkeypatch, scores: list[float]) -> list[dict]:
+    """Evaluations that find these scores, one after the other; the weights that each of them saw."""
+    seen = []
+    summarize = finetune.summarize
+
+    def found(*arguments):
+        summary = summarize(*arguments)
+        return {**summary, "top1": scores[len(seen) - 1] if len(seen) <= len(scores) else 0.0}
+
+    predict = finetune.predict
+
+    def watched(model, dataset, *arguments, **options):
+        if options.get("description") is None:
+            seen.append({name: weight.clone() for name, weight in model.state_dict().items()})
+        return predict(model, dataset, *arguments, **options)
+
+    monkeypatch.setattr(finetune, "summarize", found)
+    monkeypatch.setattr(finetune, "predict", watched)
+    return seen
+
+
+def test_the_best_epoch_is_kept_and_patience_ends(data, tmp_path, monkeypatch):
+    flags = [*basics(data, tmp_path / "out"), "--num_train_epochs", 9, "--dataloader_num_workers", 0]
+    seen = scripted_top1(monkeypatch, [0.5, 0.8, 0.6, 0.8, 0.7])
+    assert here(finetune, *flags, "--keep_best", "--early_stopping_patience", 2) == 0
+    found = results(tmp_path / "out")
+    assert [entry["eval_top1"] for entry in found["history"]] == [0.5, 0.8, 0.6, 0.8]
+    assert found["best_epoch"] == 2
+    assert len(seen) == 5  # once more with the weights that are kept
+    kept = weights(tmp_path / "out")
+    for name, weight in kept.items():
+        assert torch.equal(weight, seen[1][name])
+        assert torch.equal(weight, seen[4][name])
+    assert any(not torch.equal(kept[name], seen[3][name]) for name in kept)
+
+
+def test_a_resumed_run_that_had_lost_patience_ends_as_it_did(data, tmp_path, monkeypatch):
+    flags = [*basics(data, tmp_path / "out"), "--num_train_epochs", 9, "--dataloader_num_workers", 0]
+    flags += ["--keep_best", "--early_stopping_patience", 1]
+    scripted_top1(monkeypatch, [0.5, 0.4])
+    assert here(finetune, *flags) == 0
+    first = weights(tmp_path / "out")
+    seen = scripted_top1(monkeypatch, [0.5])
+    assert here(finetune, *flags, "--resume_from_checkpoint", "latest") == 0
+    assert len(seen) == 1
+    assert results(tmp_path / "out")["step"] == 6
+    assert all(torch.equal(first[name], weight) for name, weight in weights(tmp_path / "out").items())
+
+
+@pytest.mark.parametrize("flag", [["--keep_best"], ["--early_stopping_patience", "3"]])
+def test_the_best_epoch_needs_a_validation(flag, data, tmp_path, capsys):
+    flags = ["--config_name", data / "xvit", "--train_dir", data / "train", "--output_dir", tmp_path / "out", *flag]
+    assert here(finetune, *flags, "--train_val_split", 0) == 1
+    assert "need validation videos" in capsys.readouterr().err

@@ -264,6 +264,10 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--overwrite_output_dir", action="store_true", help="start anew in a folder with an older run")
     group.add_argument("--checkpointing_steps", default="epoch", help="a number of steps, epoch, or no (default epoch)")
     group.add_argument("--checkpoints_total_limit", type=int, default=2)
+    group.add_argument("--keep_best", action="store_true", help="end with the weights of the epoch of the best top-1")
+    group.add_argument(
+        "--early_stopping_patience", type=int, metavar="N", help="stop after N epochs without a better top-1"
+    )
     group.add_argument("--resume_from_checkpoint", help="a checkpoint folder, or latest")
     group.add_argument("--logging_steps", type=int, default=10)
     group.add_argument("--report_to", help="tracker of accelerate: tensorboard, wandb, ..., or all")
@@ -499,6 +503,7 @@ def check_training_arguments(parser: argparse.ArgumentParser, arguments: argpars
     for name in (
         *("per_device_train_batch_size", "per_device_eval_batch_size", "num_train_epochs", "logging_steps"),
         *("max_train_steps", "gradient_accumulation_steps", "checkpoints_total_limit", "shuffle_buffer"),
+        "early_stopping_patience",
     ):
         value = getattr(arguments, name)
         if value is not None and value < 1:
