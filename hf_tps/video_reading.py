@@ -17,7 +17,7 @@ Four promises:
 import bisect
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
@@ -28,9 +28,18 @@ import torch
 from transformers.video_utils import VideoMetadata
 
 from .plain_text import printable
-from .video_sources import DOWNLOAD_SECONDS, DOWNLOAD_TIMEOUT, MAX_DOWNLOAD_BYTES, Download, opened_video
+from .reading_threads import items_of_threads
+from .video_sources import (
+    DOWNLOAD_SECONDS,
+    DOWNLOAD_TIMEOUT,
+    MAX_DOWNLOAD_BYTES,
+    CheckedFile,
+    Download,
+    opened_video,
+)
 
 _FULL_HD = 1920 * 1088
+_MOST_DECODERS = 4
 # 8K video (DCI 8192 x 4320) passes
 MAX_FRAME_PIXELS = 8192 * 4320
 
@@ -131,7 +140,7 @@ def _unreadable(name: str, error: Exception) -> ValueError:
 # --- containers ------------------------------------------------------------------------------------------------------
 
 
-def _demuxer_for(file: BinaryIO, name: str) -> str:
+def _demuxer_for(file: BinaryIO | CheckedFile, name: str) -> str:
     """FFmpeg's name of the container format, from the first bytes; `ValueError` for anything off the whitelist."""
     file.seek(0)
     head = file.read(_SNIFF_BYTES)
@@ -176,7 +185,7 @@ def _what_it_is(head: bytes) -> str:
     return f"begins with {head[:16]!r}"
 
 
-def _ends_too_early(file: BinaryIO, demuxer: str) -> bool:
+def _ends_too_early(file: CheckedFile, demuxer: str) -> bool:
     """Whether the file has fewer bytes than its own structure says (for the containers that say it).
 
     FFmpeg reads a cut-off file without a word up to where it ends, so this is the only way to know.
@@ -214,7 +223,7 @@ def _ends_too_early(file: BinaryIO, demuxer: str) -> bool:
     return False
 
 
-def _ebml_size(file: BinaryIO) -> int | None:
+def _ebml_size(file: CheckedFile) -> int | None:
     """Matroska's variable-length number: the leading zeros of the first byte count the bytes that follow."""
     first = (file.read(1) or b"\0")[0]
     if not first:
@@ -249,6 +258,13 @@ class _Scan:
     reordered: bool  # packets carry the time at which their frame is shown (AVI counts them as they are stored)
 
 
+class _Run(NamedTuple):
+    """Frames that are decoded in one go."""
+
+    nearest: int  # number of the keyframe to begin with, among the keyframes
+    targets: list[int]  # in display order
+
+
 class _UnreliableError(Exception):
     """The decoder does not give the frames that the packets announced, or not undamaged."""
 
@@ -266,7 +282,7 @@ class _Video:
 
     def __init__(
         self,
-        file: BinaryIO,
+        file: CheckedFile,
         name: str,
         max_frame_pixels: int,
         prepare: PrepareFrames | None,
@@ -294,7 +310,8 @@ class _Video:
         metadata = self._metadata(scan, total)
         answer = _Answer(self._resolve(indices, metadata), scan.size, self.prepare)
         for number, frame in enumerate(self._decode_all()):
-            answer.put(number, frame)
+            if number in answer.places:
+                answer.put(number, answer.pixels_of(frame))
             if answer.is_complete:
                 break
         return answer.frames, self._with_size(metadata, answer)
@@ -338,7 +355,6 @@ class _Video:
 
         `strict` makes an error of all damage that the decoder notices.
         """
-        self.file.seek(0)
         # With room for what decoders add at the edges. The size that a file declares is compared exactly, below.
         limit = {"max_pixels": str(min(self.max_frame_pixels * 5 // 4 + 2**16, 2**31 - 1))}
         # FFmpeg may decode a frame while it probes the file: the limit holds there, too. Not where streams are found on
@@ -346,7 +362,7 @@ class _Video:
         probing = {} if self.demuxer in _WITHOUT_HEADER else limit
         try:
             # Tags come in any encoding.
-            container = av.open(self.file, format=self.demuxer, options=probing, metadata_errors="replace")
+            container = av.open(self.file.view(), format=self.demuxer, options=probing, metadata_errors="replace")
         except av.error.FFmpegError as error:
             raise ValueError(
                 f"{self.name}: cannot be read as {self.demuxer}, the file is damaged or incomplete "
@@ -367,21 +383,12 @@ class _Video:
                     f"{self.name}: its frames of {width} x {height} are larger than the {self.max_frame_pixels} pixels "
                     "that max_frame_pixels allows."
                 )
-            self._set_threads(stream.codec_context, strict)
+            # One thread: what is damaged is painted over in another way with several. Where they share a frame the
+            # decoder does not tell; where each has a frame of its own it may tell too late.
+            stream.codec_context.thread_type = "SLICE"
+            stream.codec_context.thread_count = 0 if stream.codec_context.name in _THREADED_CODECS else 1
             stream.codec_context.options = limit | (_STRICT if strict else {})
             yield container, stream
-
-    def _set_threads(self, context: Any, strict: bool) -> None:
-        # With several threads damage is painted over in another way, and those that share a frame do not tell. Two
-        # threads, each with a frame of its own, do tell; more of them would run ahead of what is wanted, which a seek
-        # throws away. Above Full HD the memory of one more frame counts more than the time. HEVC gets one thread: where
-        # the data of a picture end early, its decoder shows what happens to be in memory.
-        if strict and context.name != "hevc" and context.width * context.height <= _FULL_HD:
-            context.thread_type, context.thread_count = "FRAME", 2
-        else:
-            context.thread_type, context.thread_count = "SLICE", 1
-        if context.name in _THREADED_CODECS:
-            context.thread_type, context.thread_count = "SLICE", 0  # as many as there are processors
 
     def _scan(self) -> _Scan:
         """One pass over all packets, without decoding."""
@@ -426,32 +433,60 @@ class _Video:
         )
 
     def _decode_sparse(self, scan: _Scan, answer: "_Answer") -> None:
-        """Put the wanted frames in place, each decoded from the nearest keyframe, or from where we already are."""
+        """Put the wanted frames in place, each decoded from the nearest keyframe, or from the wanted one before it."""
+        runs = self._runs(scan, sorted(answer.places))
+        # Decoders with a run each are faster than one with several threads, which hide damage and do not tell. Above
+        # Full HD the memory of another decoder counts more than the time.
+        large = scan.size[0] * scan.size[1] > _FULL_HD
+        decoders = 1 if large else min(_MOST_DECODERS, os.cpu_count() or 1, len(runs))
+        waiting = iter(runs)  # of which each decoder takes the next
+
+        def decode() -> Iterator[tuple[int, np.ndarray]]:
+            return answer.converted(self._decode_runs(waiting, scan, answer.places))
+
+        for number, pixels in items_of_threads(decode, decoders) if decoders > 1 else decode():
+            answer.put(number, pixels)
+            del pixels  # before the next frame is converted
+
+    def _runs(self, scan: _Scan, targets: list[int]) -> list[_Run]:
+        """The wanted frames in display order, grouped by the keyframes from which they are decoded."""
+        runs: list[_Run] = []
+        following = -1  # number of the frame that a decoder would give next
+        for target in targets:
+            nearest = bisect.bisect_right(scan.keyframes, target, key=lambda keyframe: keyframe.number) - 1
+            if nearest < 0:
+                raise _UnreliableError
+            if scan.keyframes[nearest].number > following:
+                runs.append(_Run(nearest, []))
+            runs[-1].targets.append(target)
+            following = target + 1
+        return runs
+
+    def _decode_runs(self, runs: Iterator[_Run], scan: _Scan, places: Collection[int]) -> Iterator[tuple[int, Any]]:
+        """The wanted frames with their numbers, by a decoder of its own; `places` are all that are wanted."""
         number_of = {pts: number for number, pts in enumerate(scan.pts)}
         with self._stream(strict=True) as (container, stream):
             # Where packets do not carry the time of their frame, it cannot be told which ones to leave out.
             skips = scan.reordered and stream.codec_context.name in _SKIPPING_CODECS
-            wanted_pts = {scan.pts[number] for number in answer.places} if skips else number_of.keys()
-            frames: Iterator[Any] = iter(())
-            following = -1  # number of the frame that the decoder gives next
-            for target in sorted(answer.places):
-                nearest = bisect.bisect_right(scan.keyframes, target, key=lambda keyframe: keyframe.number) - 1
-                if nearest < 0:
-                    raise _UnreliableError
+            wanted_pts = {scan.pts[number] for number in places} if skips else number_of.keys()
+            for nearest, targets in runs:
                 keyframe = scan.keyframes[nearest]
-                if keyframe.number > following:
-                    if nearest > 0:  # a fresh container stands before its first keyframe
-                        container.seek(keyframe.seek_to, stream=stream, backward=True)
-                    frames = self._decode_from(container, stream, keyframe.pts, wanted_pts)
-                    following = keyframe.number
-                while following <= target:
-                    frame = next(frames, None)
-                    number = None if frame is None else number_of.get(frame.pts)
-                    expected = range(following, target + 1) if skips else [following]
-                    if number is None or number not in expected:
-                        raise _UnreliableError
-                    answer.put(number, frame)
-                    following = number + 1
+                if nearest > 0:  # a fresh container stands before its first keyframe, of which the first run is
+                    container.seek(keyframe.seek_to, stream=stream, backward=True)
+                frames = self._decode_from(container, stream, keyframe.pts, wanted_pts)
+                following = keyframe.number
+                for target in targets:
+                    while following <= target:
+                        frame = next(frames, None)
+                        number = None if frame is None else number_of.get(frame.pts)
+                        expected = range(following, target + 1) if skips else [following]
+                        if number is None or number not in expected:
+                            raise _UnreliableError
+                        if number == target:
+                            yield number, frame
+                        del frame
+                        following = number + 1
+                self._look_at_the_rest(stream.codec_context)
 
     def _decode_from(self, container: Any, stream: Any, start: int, wanted: Set[int]) -> Iterator[Any]:
         """Frames in display order, beginning with the keyframe whose timestamp is `start`.
@@ -476,6 +511,19 @@ class _Video:
                     if frame.pts is None or frame.pts >= start:
                         self._note_damage(frame.is_corrupt)
                         yield frame
+        except av.error.FFmpegError as error:
+            self._note_damage(True, error)
+
+    def _look_at_the_rest(self, context: Any) -> None:
+        """Ask the decoder for the frames that it has decoded and not given yet.
+
+        They are shown later, but the wanted ones may be predicted from them.
+        """
+        try:
+            for frame in context.decode(None):
+                self._note_damage(frame.is_corrupt)
+        except av.error.EOFError:  # it has given all: the file ended
+            return
         except av.error.FFmpegError as error:
             self._note_damage(True, error)
 
@@ -588,13 +636,8 @@ class _Answer:
         assert self._frames is not None
         return self._frames.permute(0, 3, 1, 2)
 
-    def put(self, number: int, frame: Any) -> None:
-        """Keep a decoded frame if it is wanted."""
-        if number not in self.places:
-            return
-        if not all(self.size):
-            self.size = (frame.width, frame.height)
-        pixels = self._upright_pixels(frame)
+    def put(self, number: int, pixels: np.ndarray) -> None:
+        """Keep a frame that is wanted."""
         height, width = pixels.shape[:2]
         if self.upright_size != (width, height) and self.missing < len(self.places):
             raise RuntimeError(f"frame {number} lies on its side, unlike those before it")
@@ -627,8 +670,18 @@ class _Answer:
             else:
                 self._frames[place] = pixels
 
-    def _upright_pixels(self, frame: Any) -> np.ndarray:
-        """The frame as uint8 RGB (height, width, 3), scaled to the size of all frames and upright."""
+    def converted(self, frames: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, np.ndarray]]:
+        """Pixels in place of decoded frames, with their numbers."""
+        for number, frame in frames:
+            pixels = self.pixels_of(frame)
+            del frame  # before the next one is decoded
+            yield number, pixels
+            del pixels
+
+    def pixels_of(self, frame: Any) -> np.ndarray:
+        """A decoded frame as uint8 RGB (height, width, 3), scaled to the size of all frames and upright."""
+        if not all(self.size):
+            self.size = (frame.width, frame.height)
         pixels = frame.reformat(width=self.size[0], height=self.size[1], format="rgb24", **_ONE_THREAD).to_ndarray()
         # A frame whose side data were looked at is a circle of references, which holds its memory until the garbage
         # collector comes: one for each rotation is enough.

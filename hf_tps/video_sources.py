@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO
 
 from .plain_text import printable
 
@@ -25,19 +25,19 @@ _CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
-def opened_video(source: Any, download: "Download") -> Iterator[tuple[BinaryIO, str]]:
+def opened_video(source: Any, download: "Download") -> Iterator[tuple["CheckedFile", str]]:
     """The source as a seekable binary file, with a name for messages; closed afterwards if we opened it."""
     name = name_of(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         with io.BytesIO(source) as file:
-            yield _checked(file, name), name
+            yield CheckedFile(file, name), name
     elif _is_url(source):
         with tempfile.TemporaryFile() as file:
             download.fetch(source, file)
-            yield _checked(file, name), name
+            yield CheckedFile(file, name), name
     elif isinstance(source, (str, os.PathLike)):
         with _open_path(source) as file:
-            yield _checked(file, name), name
+            yield CheckedFile(file, name), name
     elif hasattr(source, "read") and hasattr(source, "seek"):
         try:
             position = source.tell()
@@ -45,7 +45,7 @@ def opened_video(source: Any, download: "Download") -> Iterator[tuple[BinaryIO, 
         except (OSError, ValueError) as error:
             raise ValueError(f"{name} cannot seek: read it and pass its bytes instead.") from error
         try:
-            yield _checked(source, name), name
+            yield CheckedFile(source, name), name
         finally:
             source.seek(position)
     else:
@@ -69,36 +69,41 @@ def _is_url(source: Any) -> bool:
     return isinstance(source, str) and source.lower().startswith(("http://", "https://"))
 
 
-class _CheckedFile:
+class CheckedFile:
     """A file as PyAV needs it, the same whatever lies behind.
 
     PyAV copies all that `read` returns, past the end of its buffer as well, and a damaged file sends it to places that
-    files on a disk refuse and bytes in memory do not.
+    files on a disk refuse and bytes in memory do not. Several views of one file can be read from several threads.
     """
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        self.file, self.name = file, name
-        self.size = file.seek(0, os.SEEK_END)
-        file.seek(0)
+    def __init__(self, file: BinaryIO, name: str, lock: "threading.Lock | None" = None) -> None:
+        self.file, self.name, self.lock = file, name, lock or threading.Lock()
+        with self.lock:
+            self.size = file.seek(0, os.SEEK_END)
+        self.position = 0
+
+    def view(self) -> "CheckedFile":
+        """The same file with a position of its own, at the start."""
+        return CheckedFile(self.file, self.name, self.lock)
 
     def read(self, size: int = -1) -> bytes:
-        data = self.file.read(size)
+        with self.lock:
+            self.file.seek(self.position)
+            data = self.file.read(size)
         if isinstance(data, str):
             raise ValueError(f"{self.name} is open as text: open it in binary mode ('rb').")
         if not isinstance(data, (bytes, bytearray, memoryview)) or 0 <= size < len(data):
             raise ValueError(f"{self.name} is no binary file: read({size}) gave {printable(repr(data)[:40])}.")
+        self.position += len(data)
         return bytes(data)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.file.tell(), os.SEEK_END: self.size}[whence]
-        return self.file.seek(max(0, min(start + offset, self.size)))
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence]
+        self.position = max(0, min(start + offset, self.size))
+        return self.position
 
     def tell(self) -> int:
-        return self.file.tell()
-
-
-def _checked(file: BinaryIO, name: str) -> BinaryIO:
-    return cast(BinaryIO, _CheckedFile(file, name))
+        return self.position
 
 
 def _open_path(path: str | os.PathLike) -> BinaryIO:
@@ -149,6 +154,11 @@ class _Connections:
         for each in self.sockets:
             with suppress(OSError):  # closed meanwhile
                 each.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close those that an error left open."""
+        for each in self.sockets:
+            each.close()
 
     def watched(self, connection_class: type[http.client.HTTPConnection]) -> type[http.client.HTTPConnection]:
         """The class with its sockets noted here."""
@@ -207,6 +217,7 @@ class Download:
             ) from None  # the original's text may hold the query of the address
         finally:
             alarm.cancel()
+            connections.close()
         if max(declared, received) > self.max_bytes:
             raise ValueError(
                 f"{name} is larger than the limit of {self.max_bytes} bytes for a download. Download it and pass its "

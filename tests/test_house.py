@@ -25,7 +25,14 @@ FLOORS = {
     "functions": (
         *("index_cache", "window_layout", "temporal_shift", "leap_attention", "token_merging", "cpu_pieces"),
         *("plain_text", "text_files", "torch_files"),
-        *("frame_geometry", "frame_sampling", "video_sources", "video_reading", "checkpoint_reading"),
+        *(
+            "frame_geometry",
+            "frame_sampling",
+            "reading_threads",
+            "video_sources",
+            "video_reading",
+            "checkpoint_reading",
+        ),
     ),
     "layers": ("layers", "vit_layers", "image_weights"),
     "plug-ins and configurations": (

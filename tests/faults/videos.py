@@ -276,11 +276,8 @@ class Answer(NamedTuple):
     error: Exception | None
 
     def equals(self, other: "Answer", unknowable: set[int]) -> bool:
-        """Whether all frames are the same but those that may be anything.
-
-        Warnings are not compared: of damage in the last picture, two threads may hear too late.
-        """
-        if (self.total, self.indices) != (other.total, other.indices):
+        """Whether all is the same but the frames that may be anything."""
+        if (self.total, self.indices, bool(self.warning)) != (other.total, other.indices, bool(other.warning)):
             return False
         known = [place for place, index in enumerate(self.indices) if index not in unknowable]
         return torch.equal(self.frames[known], other.frames[known])
@@ -302,7 +299,7 @@ def read(source: Path | bytes | io.BytesIO) -> Answer:
             raise
         except Exception as error:
             return Answer(None, [], 0, "", error)
-    said = "; ".join(str(each.message) for each in caught)
+    said = "; ".join(str(each.message) for each in caught if issubclass(each.category, UserWarning))
     return Answer(frames, metadata.frames_indices, metadata.total_num_frames, said, None)
 
 
