@@ -16,6 +16,7 @@ import resource
 import shutil
 import signal
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from tqdm import tqdm
 
 from conversion import convert_xvit
 from examples import evaluate, finetune
@@ -239,6 +241,8 @@ def _here(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """A script's `main` in this process, as the first thing that it does."""
     os.environ["ACCELERATE_USE_CPU"] = "true"
     torch.set_num_threads(1)
+    # The bars' own lock is shared with the parent and its other forks: one that is killed while it has it keeps it.
+    tqdm.set_lock(threading.RLock())
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state()
     logging.getLogger().handlers.clear()  # those of pytest, which write elsewhere
