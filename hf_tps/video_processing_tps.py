@@ -167,12 +167,7 @@ class TPSVideoProcessor(VideoProcessorMixin):
         pixel_values = []
         for number, video in enumerate(videos):
             frames, metadata[number] = self._load(video, metadata[number], settings)
-            try:
-                pixel_values.append(_views(frames, settings))
-            except ValueError as error:
-                if _is_source(video):
-                    raise ValueError(f"{name_of(video)}: {error}") from error
-                raise
+            pixel_values.append(_views(frames, settings))
             del frames  # the next video's come beside the finished pixels alone
 
         return_tensors = settings["return_tensors"]
@@ -549,11 +544,22 @@ def _to_rgb(frames: torch.Tensor, do_convert_rgb: bool) -> torch.Tensor:
 
 
 def _prepare(frames: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
-    """Frames (frames, 3, height, width) on the device asked for, resized: the part that can be done frame by frame."""
+    """Frames (frames, 3, height, width) on the device asked for, resized: the part that can be done frame by frame.
+
+    Raises:
+        ValueError: if they are too large then, or smaller than the crop.
+    """
     if settings["device"] is not None:
         frames = frames.to(settings["device"])
     if settings["do_resize"]:
         frames = _resize(frames, settings)
+    height, width = frames.shape[-2:]
+    crop = settings["crop_size"]
+    if settings["do_center_crop"] and (height < crop.height or width < crop.width):
+        raise ValueError(
+            f"Frames of {width}x{height} (width x height) are smaller than the crop of {crop.width}x{crop.height}. "
+            "Set a larger size (with do_resize=True), a smaller crop_size, or do_center_crop=False."
+        )
     return frames
 
 
@@ -596,11 +602,6 @@ def _resize(frames: torch.Tensor, settings: dict[str, Any]) -> torch.Tensor:
 def _crops(frames: torch.Tensor, settings: dict[str, Any]) -> list[torch.Tensor]:
     height, width = frames.shape[-2:]
     crop_height, crop_width = settings["crop_size"].height, settings["crop_size"].width
-    if height < crop_height or width < crop_width:
-        raise ValueError(
-            f"Frames of {width}x{height} (width x height) are smaller than the crop of {crop_width}x{crop_height}. "
-            "Set a larger size (with do_resize=True), a smaller crop_size, or do_center_crop=False."
-        )
     corners = crop_corners(height, width, crop_height, crop_width, settings["num_crops"], settings["rounding"])
     return [frames[..., y : y + crop_height, x : x + crop_width] for y, x in corners]
 

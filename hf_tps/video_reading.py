@@ -17,7 +17,7 @@ Four promises:
 import bisect
 import os
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
@@ -113,20 +113,20 @@ def read_video(
             told: docs/video_input.md says which.
     """
     download = Download(max_download_bytes, timeout, max_download_seconds)
-    with opened_video(source, download) as (file, name):
+    with opened_video(source, download) as file:
         try:
-            return _Video(file, name, max_frame_pixels, prepare).read(indices)
+            return _Video(file, max_frame_pixels, prepare).read(indices)
         except _CallersError as error:
             raise error.error from None
         except (ValueError, OSError) as error:
             if isinstance(error, av.error.FFmpegError):
-                raise _unreadable(name, error) from error
-            if name not in str(error):  # of `prepare`
-                raise ValueError(f"{name}: {error}") from error
+                raise _unreadable(file.name, error) from error
+            if file.name not in str(error):  # of `prepare`
+                raise ValueError(f"{file.name}: {error}") from error
             raise
         # Damaged files end in an IndexError inside PyAV, in a RuntimeError of an allocation, in a MemoryError, ...
         except Exception as error:
-            raise _unreadable(name, error) from error
+            raise _unreadable(file.name, error) from error
 
 
 def _unreadable(name: str, error: Exception) -> ValueError:
@@ -280,18 +280,12 @@ class _CallersError(Exception):
 class _Video:
     """One open file with one video in it."""
 
-    def __init__(
-        self,
-        file: CheckedFile,
-        name: str,
-        max_frame_pixels: int,
-        prepare: PrepareFrames | None,
-    ) -> None:
+    def __init__(self, file: CheckedFile, max_frame_pixels: int, prepare: PrepareFrames | None) -> None:
         self.file = file
-        self.name = name
+        self.name = file.name
         self.max_frame_pixels = max_frame_pixels
         self.prepare = prepare
-        self.demuxer = _demuxer_for(file, name)
+        self.demuxer = _demuxer_for(file, file.name)
         self.damaged = _ends_too_early(file, self.demuxer)
 
     def read(self, indices: Any) -> tuple[torch.Tensor, VideoMetadata]:
@@ -440,9 +434,10 @@ class _Video:
         large = scan.size[0] * scan.size[1] > _FULL_HD
         decoders = 1 if large else min(_MOST_DECODERS, os.cpu_count() or 1, len(runs))
         waiting = iter(runs)  # of which each decoder takes the next
+        number_of = {pts: number for number, pts in enumerate(scan.pts)}
 
         def decode() -> Iterator[tuple[int, np.ndarray]]:
-            return answer.converted(self._decode_runs(waiting, scan, answer.places))
+            return answer.converted(self._decode_runs(waiting, scan, number_of, answer.places))
 
         for number, pixels in items_of_threads(decode, decoders) if decoders > 1 else decode():
             answer.put(number, pixels)
@@ -462,9 +457,16 @@ class _Video:
             following = target + 1
         return runs
 
-    def _decode_runs(self, runs: Iterator[_Run], scan: _Scan, places: Collection[int]) -> Iterator[tuple[int, Any]]:
-        """The wanted frames with their numbers, by a decoder of its own; `places` are all that are wanted."""
-        number_of = {pts: number for number, pts in enumerate(scan.pts)}
+    def _decode_runs(
+        self, runs: Iterator[_Run], scan: _Scan, number_of: Mapping[int, int], places: Collection[int]
+    ) -> Iterator[tuple[int, Any]]:
+        """The wanted frames with their numbers, by a decoder of its own.
+
+        Args:
+            runs: what this decoder takes its work from.
+            number_of: of each frame that is shown, by its timestamp.
+            places: numbers of all frames that are wanted.
+        """
         with self._stream(strict=True) as (container, stream):
             # Where packets do not carry the time of their frame, it cannot be told which ones to leave out.
             skips = scan.reordered and stream.codec_context.name in _SKIPPING_CODECS

@@ -1,6 +1,7 @@
 # Copyright 2026 The hf_tps authors. Apache-2.0.
 """Any video source (path, URL, bytes, file object) as one open file that can be trusted to end."""
 
+import copy
 import http.client
 import io
 import os
@@ -25,19 +26,19 @@ _CHUNK_BYTES = 1 << 20
 
 
 @contextmanager
-def opened_video(source: Any, download: "Download") -> Iterator[tuple["CheckedFile", str]]:
-    """The source as a seekable binary file, with a name for messages; closed afterwards if we opened it."""
+def opened_video(source: Any, download: "Download") -> Iterator["CheckedFile"]:
+    """The source as a seekable binary file; closed afterwards if we opened it."""
     name = name_of(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         with io.BytesIO(source) as file:
-            yield CheckedFile(file, name), name
+            yield CheckedFile(file, name)
     elif _is_url(source):
         with tempfile.TemporaryFile() as file:
             download.fetch(source, file)
-            yield CheckedFile(file, name), name
+            yield CheckedFile(file, name)
     elif isinstance(source, (str, os.PathLike)):
         with _open_path(source) as file:
-            yield CheckedFile(file, name), name
+            yield CheckedFile(file, name)
     elif hasattr(source, "read") and hasattr(source, "seek"):
         try:
             position = source.tell()
@@ -45,7 +46,7 @@ def opened_video(source: Any, download: "Download") -> Iterator[tuple["CheckedFi
         except (OSError, ValueError) as error:
             raise ValueError(f"{name} cannot seek: read it and pass its bytes instead.") from error
         try:
-            yield CheckedFile(source, name), name
+            yield CheckedFile(source, name)
         finally:
             source.seek(position)
     else:
@@ -74,17 +75,22 @@ class CheckedFile:
 
     PyAV copies all that `read` returns, past the end of its buffer as well, and a damaged file sends it to places that
     files on a disk refuse and bytes in memory do not. Several views of one file can be read from several threads.
+
+    Args:
+        file: the file.
+        name: of its source, for messages.
     """
 
-    def __init__(self, file: BinaryIO, name: str, lock: "threading.Lock | None" = None) -> None:
-        self.file, self.name, self.lock = file, name, lock or threading.Lock()
-        with self.lock:
-            self.size = file.seek(0, os.SEEK_END)
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self.file, self.name, self.lock = file, name, threading.Lock()
+        self.size = file.seek(0, os.SEEK_END)
         self.position = 0
 
     def view(self) -> "CheckedFile":
-        """The same file with a position of its own, at the start."""
-        return CheckedFile(self.file, self.name, self.lock)
+        """The same file and lock with a position of its own, at the start."""
+        view = copy.copy(self)
+        view.position = 0
+        return view
 
     def read(self, size: int = -1) -> bytes:
         with self.lock:
@@ -174,22 +180,18 @@ class _Connections:
         return Watched
 
 
-class _HttpHandler(urllib.request.HTTPHandler):
+class _WatchedHandler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """http and https over connections that are noted."""
+
     def __init__(self, connections: _Connections) -> None:
         super().__init__()
-        self.connection_class = connections.watched(http.client.HTTPConnection)
+        self.connections = connections
 
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self.connection_class, req)
-
-
-class _HttpsHandler(urllib.request.HTTPSHandler):
-    def __init__(self, connections: _Connections) -> None:
-        super().__init__()
-        self.connection_class = connections.watched(http.client.HTTPSConnection)
+        return self.do_open(self.connections.watched(http.client.HTTPConnection), req)
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(self.connection_class, req)
+        return self.do_open(self.connections.watched(http.client.HTTPSConnection), req)
 
 
 @dataclass(frozen=True)
@@ -249,8 +251,7 @@ def _opener(connections: _Connections) -> urllib.request.OpenerDirector:
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
-        _HttpHandler(connections),
-        _HttpsHandler(connections),
+        _WatchedHandler(connections),
         urllib.request.HTTPDefaultErrorHandler(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.UnknownHandler(),

@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import os
 import tempfile
 import threading
 import traceback
@@ -589,3 +590,17 @@ def test_no_message_holds_the_query_or_the_password_of_an_address(address, serve
 def test_server_that_does_not_answer_is_an_error(downloads):
     with pytest.raises(ValueError, match="Could not download"):
         read_video("http://127.0.0.1:1/clip.mp4", timeout=2)
+
+
+def test_no_thread_reads_on_where_preparing_a_frame_fails(mp4, monkeypatch):
+    monkeypatch.setattr(video_reading, "_PREPARED_BYTES", 0)  # prepared one by one, as large frames are
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    before = set(threading.enumerate())
+
+    def broken(frames):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="clip.mp4: mine") as error:
+        read_video(mp4, prepare=broken)
+    # while the exception, and with it every frame of the call, is still there
+    assert set(threading.enumerate()) <= before, error
