@@ -16,7 +16,7 @@ from transformers import AutoModelForVideoClassification, PreTrainedConfig, PreT
 
 import hf_tps
 from hf_tps.configuration_base import check_num_labels as check_number_of_classes
-from hf_tps.plain_text import printable
+from hf_tps.plain_text import one_line, printable
 from hf_tps.training.class_names import read_class_names
 from hf_tps.training.published import NUM_CLASSES, PublishedSettings
 from hf_tps.training.staging import staging_folder
@@ -114,7 +114,7 @@ def run(convert: Callable[[argparse.Namespace], Converted], arguments: argparse.
 
 def refuse(arguments: argparse.Namespace, message: str) -> int:
     """Print one line that names the file; the exit code."""
-    message = printable(" ".join(message.split()), LONGEST_MESSAGE)
+    message = one_line(message, LONGEST_MESSAGE)
     given = (arguments.checkpoint, arguments.original_config, arguments.labels, arguments.output_dir)
     if not any(printable(path) in message for path in given if path is not None):
         message = f"{printable(arguments.checkpoint)}: {message}"

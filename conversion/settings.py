@@ -8,7 +8,7 @@ import yaml
 
 from conversion.common import ConversionError
 from hf_tps.configuration_base import RANGES
-from hf_tps.plain_text import printable
+from hf_tps.plain_text import one_line, printable
 from hf_tps.text_files import MEGABYTE, read_text
 
 # The releases' files have 10 KB, 4 levels and 300 entries. Aliases can make any number of entries of a few.
@@ -34,7 +34,7 @@ def read_yaml(text: str, source: str | Path) -> dict:
         _check_size(text)
         config = yaml.safe_load(text)
     except Exception as error:  # dates and numbers that are none raise what Python's own types raise
-        raise ConversionError(f"{shown} is no plain YAML: {printable(' '.join(str(error).split()), 200)}") from None
+        raise ConversionError(f"{shown} is no plain YAML: {one_line(error, 200)}") from None
     if not isinstance(config, dict):
         raise ConversionError(f"{shown} holds no settings (sections with names and values).")
     return config

@@ -11,6 +11,7 @@ import json
 import sys
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +24,12 @@ from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.video_processing_utils import VideoProcessorMixin
 
 import hf_tps  # noqa: F401  (registers its models with the Auto classes)
-from hf_tps.modeling_base import aggregate_views
 from hf_tps.training import pictures
 from hf_tps.training.console import exit_code, print_error
+from hf_tps.training.evaluation import predict_views
 from hf_tps.training.files import whole_file
 from hf_tps.training.text import first_line
-from hf_tps.training.video_lists import VIDEO_SUFFIXES
+from hf_tps.training.video_lists import VIDEO_SUFFIXES, video_files
 from hf_tps.video_sources import name_of
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def find_videos(given: list[str]) -> list[str]:
     videos: list[str] = []
     for name in given:
         if Path(name).is_dir():
-            found = sorted(str(path) for path in Path(name).rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+            found = sorted(map(str, video_files(Path(name))))
             if not found:
                 raise ValueError(f"{name_of(name)} has no videos ({', '.join(VIDEO_SUFFIXES)}).")
         elif glob.has_magic(name) and not Path(name).exists() and "://" not in name:
@@ -129,29 +130,23 @@ def load(name: str) -> tuple[PreTrainedModel, VideoProcessorMixin]:
 def classify(video: str, model: PreTrainedModel, processor: VideoProcessorMixin, top_k: int, **views: float) -> Answer:
     """The top classes, and what the model saw."""
     batch = processor(video, num_frames=model.config.num_frames, return_tensors="pt", return_metadata=True, **views)
-    pixel_values = batch.pixel_values
-    config = model.config
-    if pixel_values.ndim == 5:
-        logits = model(pixel_values=pixel_values.to(model.device)).logits[0]
-    else:  # view by view, so that there is something to see meanwhile
-        bar = tqdm(pixel_values[0], desc=Path(video).name[:40], unit="view", leave=False, disable=None)
-        logits = torch.cat([model(pixel_values=view[None].to(model.device)).logits for view in bar])
-        logits = aggregate_views(
-            logits[None], getattr(config, "view_aggregation", "probabilities"), config.problem_type
-        )[0]
+    clips = batch.pixel_values if batch.pixel_values.ndim == 6 else batch.pixel_values[:, None]
+    num_views, config = clips.shape[1], model.config
+    # One by one, so that there is something to see meanwhile.
+    bar = partial(tqdm, desc=Path(video).name[:40], unit="view", leave=False, disable=num_views == 1 or None)
+    (logits,) = predict_views(model, clips.to(model.device), view_batch_size=1, progress=bar)
     multi_label = config.problem_type == "multi_label_classification"
     probabilities = logits.sigmoid() if multi_label else logits.softmax(-1)
     scores, ids = probabilities.topk(min(top_k, len(probabilities)))
     classes = [(config.id2label[index], score) for index, score in zip(ids.tolist(), scores.tolist(), strict=True)]
 
-    view = 0 if pixel_values.ndim == 5 else pixel_values.shape[1] // 2
-    clip = pixel_values[0] if pixel_values.ndim == 5 else pixel_values[0, view]
+    clip = clips[0, num_views // 2]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
     frames = (clip * std + mean).clamp(0, 1).permute(0, 2, 3, 1)
     metadata = batch["video_metadata"][0]
     seconds = None
     if metadata.fps and metadata.frames_indices is not None:
-        first = view // (views.get("num_crops") or getattr(processor, "num_crops", 1)) * len(frames)
+        first = num_views // 2 // (views.get("num_crops") or getattr(processor, "num_crops", 1)) * len(frames)
         seconds = [index / metadata.fps for index in metadata.frames_indices[first : first + len(frames)]]
     return Answer(video, classes, frames=frames, seconds=seconds)
 
@@ -247,9 +242,8 @@ def filmstrip(frames: torch.Tensor) -> torch.Tensor:
 def label_frames(axes: "Axes", answer: Answer, width: int) -> None:
     shown = shown_frames(len(answer.frames))
     for place, index in enumerate(shown):
-        label = f"frame {index + 1}" if answer.seconds is None else f"{answer.seconds[index]:.2f} s"
         axes.annotate(
-            label,
+            pictures.frame_label(index, answer.seconds),
             ((place + 0.5) * width / len(shown), 0),
             xycoords=("data", "axes fraction"),
             xytext=(0, -3),

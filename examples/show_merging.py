@@ -151,8 +151,7 @@ def plot(
             pictures.without_frame(axes)
         axes_row[0].set_ylabel(name, fontsize=pictures.TEXT)
     for axes, index in zip(grid[0], shown, strict=True):
-        label = f"frame {index + 1}" if seconds is None else f"{seconds[index]:.2f} s"
-        axes.set_title(label, fontsize=pictures.SMALL)
+        axes.set_title(pictures.frame_label(index, seconds), fontsize=pictures.SMALL)
     if moving:
         draw_tracks(grid[-1], frames, states, shown)
     figure.suptitle(title, fontsize=pictures.TITLE)

@@ -7,7 +7,7 @@ from typing import Any, Self
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .plain_text import printable
+from .plain_text import one_line, printable
 
 LARGEST_NUM_LABELS = 1_000_000
 # Smallest and largest value of a setting, by its name in any config of the package or in the backbone that one wraps.
@@ -113,7 +113,7 @@ class VideoConfig(PreTrainedConfig):
         except (ValueError, ImportError):
             raise
         except Exception as error:  # @strict has errors of its own, and Transformers takes the types for granted
-            cause = printable(" ".join(str(error).split()))
+            cause = one_line(error)
             raise ValueError(f"These settings make no {cls.__name__}: {type(error).__name__}: {cause}") from error
 
     def validate_architecture(self) -> None:

@@ -19,7 +19,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .checkpoint_reading import Checkpoint, read_checkpoint
-from .plain_text import printable
+from .plain_text import one_line, printable
 
 
 def check_pixel_values(pixel_values: torch.Tensor, num_channels: int, ranks: tuple[int, ...] = (5,)) -> None:
@@ -116,9 +116,8 @@ class VideoPreTrainedModel(PreTrainedModel):
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except (SafetensorError, StrictDataclassError, UnpicklingError, EOFError, RecursionError) as error:
-            cause = printable(" ".join(str(error).split()))
             raise ValueError(
-                f"{printable(pretrained_model_name_or_path)} cannot be read: {type(error).__name__}: {cause}"
+                f"{printable(pretrained_model_name_or_path)} cannot be read: {type(error).__name__}: {one_line(error)}"
             ) from error
 
     @classmethod
@@ -167,8 +166,7 @@ class VideoPreTrainedModel(PreTrainedModel):
         try:
             config, state_dict = cls.config_and_weights_from_image(checkpoint, overrides)
         except StrictDataclassError as error:  # a setting of another type, in the file's config or in the keywords
-            cause = printable(" ".join(str(error).split()))
-            raise ValueError(f"{printable(checkpoint.source)} makes no {cls.__name__}: {cause}") from error
+            raise ValueError(f"{printable(checkpoint.source)} makes no {cls.__name__}: {one_line(error)}") from error
         model, report = cls.from_pretrained(
             None,
             config=config,

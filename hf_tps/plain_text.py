@@ -18,3 +18,8 @@ def printable(text: object, limit: int = 300) -> str:
         for character in shown[:limit]
     )
     return "".join(escaped) + rest
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """`printable` text of several lines, with single spaces in place of its line breaks and indentation."""
+    return printable(" ".join(str(text).split()), limit)

@@ -1,5 +1,6 @@
 """Scores of a whole data set, shared among processes, without a video counted twice."""
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,12 @@ class Predictions:
     broken: dict[str, str]
 
 
-def predict_views(model: nn.Module, pixel_values: torch.Tensor, view_batch_size: int | None = None) -> torch.Tensor:
+def predict_views(
+    model: nn.Module,
+    pixel_values: torch.Tensor,
+    view_batch_size: int | None = None,
+    progress: Callable[[Sequence[torch.Tensor]], Iterable[torch.Tensor]] = iter,
+) -> torch.Tensor:
     """Logits (batch, classes) of videos with several views, as many views at a time as fit into memory.
 
     Args:
@@ -37,10 +43,11 @@ def predict_views(model: nn.Module, pixel_values: torch.Tensor, view_batch_size:
             of probabilities).
         pixel_values: (batch, views, frames, channels, height, width).
         view_batch_size: the most views in one forward pass; None: all at once.
+        progress: what the forward passes are shown by: from their inputs to the same ones.
     """
     videos, views = pixel_values.shape[:2]
     chunks = pixel_values.flatten(0, 1).split(view_batch_size or videos * views)
-    logits = torch.cat([model(pixel_values=chunk).logits.float() for chunk in chunks])
+    logits = torch.cat([model(pixel_values=chunk).logits.float() for chunk in progress(chunks)])
     config = model.config
     return aggregate_views(
         logits.unflatten(0, (videos, views)), getattr(config, "view_aggregation", "probabilities"), config.problem_type

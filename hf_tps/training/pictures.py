@@ -1,6 +1,7 @@
 """One look for all pictures that the scripts draw: colours, sizes of text, and how a figure becomes a file."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -33,6 +34,11 @@ def without_frame(axes: "Axes") -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
+
+
+def frame_label(index: int, seconds: Sequence[float] | None) -> str:
+    """When a frame is shown in its video, or its number where the file does not tell."""
+    return f"frame {index + 1}" if seconds is None else f"{seconds[index]:.2f} s"
 
 
 def save_figure(figure: "Figure", path: Path) -> None:

@@ -137,6 +137,11 @@ def first_videos(videos: LabelledVideos, limit: int | None, seed: int) -> Labell
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
+def video_files(folder: Path) -> list[Path]:
+    """The files of a folder that have the name of a video, at any depth."""
+    return [path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES]
+
+
 def read_class_folders(folder: str | Path) -> LabelledVideos:
     """Videos in one folder for each class, `folder/<class>/.../video.mp4`: the layout of `datasets`' videofolder.
 
@@ -149,7 +154,7 @@ def read_class_folders(folder: str | Path) -> LabelledVideos:
         raise FileNotFoundError(f"There is no folder {folder}.")
     paths, labels = [], []
     for class_folder in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
-        found = sorted(path for path in class_folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+        found = sorted(video_files(class_folder))
         paths += [str(path) for path in found]
         labels += [class_folder.name] * len(found)
     if not paths:
